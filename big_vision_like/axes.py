@@ -1,0 +1,75 @@
+"""Names of the mesh axes, and the few things every floor does with them.
+
+    replica   pure data parallelism (between slices or nodes)
+    fsdp      data parallelism with sharded parameters and optimizer state
+    tensor    layers split across devices
+    sequence  tokens split across devices
+
+The mesh itself is made in `sharding.py`; code below that floor sees only the ambient mesh
+(`jax.set_mesh`) and these names. Without an ambient mesh everything here does nothing, so that
+models and losses run unchanged on one device, in tests and in notebooks.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+REPLICA, FSDP, TENSOR, SEQUENCE = "replica", "fsdp", "tensor", "sequence"
+ALL = (REPLICA, FSDP, TENSOR, SEQUENCE)
+BATCH = (REPLICA, FSDP)  # the batch is split over both
+
+
+def present(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """Those of `names` that the ambient mesh has."""
+  names = (names,) if isinstance(names, str) else (names or ())
+  mesh = jax.sharding.get_abstract_mesh()
+  return () if mesh.empty else tuple(n for n in names if n in mesh.axis_names)
+
+
+def size(names: str | tuple[str, ...]) -> int:
+  """Product of the sizes of those axes of the ambient mesh; 1 without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return int(np.prod([mesh.shape[n] for n in present(names)], dtype=int))
+
+
+def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
+  """Constrains the sharding of `x`, a mesh axis (or tuple of them) or None for each dimension.
+
+  Missing trailing entries are None. An axis that the ambient mesh lacks, or by whose size the
+  dimension does not divide, is left out: a constraint is advice to XLA, never an error.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or mesh._any_axis_manual:
+    return x
+  dims = []
+  for dim, names in zip(x.shape, spec + (None,) * (x.ndim - len(spec)), strict=True):
+    names = present(names)
+    dims.append(names if names and dim % size(names) == 0 else None)
+  return jax.lax.with_sharding_constraint(x, P(*dims))
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+  """Splits dimension 0 over the batch axes, dimension 1 of [B, N, D] tokens over `sequence`."""
+  return constrain(x, BATCH, SEQUENCE) if x.ndim >= 3 else constrain(x, BATCH)
+
+
+def put_batch(mesh: jax.sharding.Mesh, batch: Mapping[str, Any]) -> dict[str, Any]:
+  """This process's rows of a global batch -> global arrays, dimension 0 over the batch axes."""
+  names = tuple(n for n in BATCH if n in mesh.axis_names)
+  sharding = NamedSharding(mesh, P(names))
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), dict(batch)
+  )
+
+
+def to_host(tree: Any) -> Any:
+  """Global arrays -> full NumPy arrays on every process (a gather across processes)."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,0 +1,272 @@
+"""Experiment configs: views that remember what was read, the spec language, durations, names.
+
+Everything a user can get wrong ends here as a `UserError`: one line that says the key, the value
+found and what would be right. `tools` and `train` print it and exit with code 2 (`run_main`).
+"""
+
+import ast
+import difflib
+import importlib
+import inspect
+import math
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+
+class UserError(ValueError):
+  """A mistake of the user, in one line: key or file, value found, what would be right."""
+
+
+def run_main(main: Callable[[], Any]) -> None:
+  """Runs a command line entry; a `UserError` becomes one line on stderr and exit code 2."""
+  try:
+    code = main()
+  except UserError as e:
+    print("error: " + " ".join(str(e).split()), file=sys.stderr)
+    code = 2
+  sys.exit(code)
+
+
+# ---------------------------------------------------------------------------------------- config
+
+
+class Config(Mapping):
+  """Read-only view of a nested dict that records which leaves were read.
+
+  `cfg.key` and `cfg["key"]` raise `UserError` where the key is missing, `cfg.get(key, default)`
+  does not. `**cfg` counts as reading all of it. `unread()` lists the paths nobody asked for: a key
+  that changes nothing is a mistake the user should hear about.
+  """
+
+  def __init__(self, data: Mapping[str, Any], path: str = "config", seen: set[str] | None = None):
+    object.__setattr__(self, "_data", dict(data))
+    object.__setattr__(self, "_path", path)
+    object.__setattr__(self, "_seen", set() if seen is None else seen)
+
+  def _wrap(self, key: str) -> Any:
+    value, path = self._data[key], f"{self._path}.{key}"
+    if isinstance(value, Mapping):
+      if not value:
+        self._seen.add(path)
+      return Config(value, path, self._seen)
+    self._seen.add(path)
+    return value
+
+  def __getitem__(self, key: str) -> Any:
+    if key not in self._data:
+      raise UserError(f"{self._path}.{key} is missing; keys there: {', '.join(self._data) or '-'}")
+    return self._wrap(key)
+
+  def __getattr__(self, key: str) -> Any:
+    if key.startswith("__"):  # copy, pickle and inspect probe for these
+      raise AttributeError(key)
+    return self[key]
+
+  def __setattr__(self, key: str, value: Any) -> None:
+    raise AttributeError(f"{self._path} is read-only; change the config file or the command line")
+
+  def get(self, key: str, default: Any = None) -> Any:
+    if key in self._data:
+      return self._wrap(key)
+    return Config(default, f"{self._path}.{key}", set()) if isinstance(default, dict) else default
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._data)
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def __contains__(self, key: object) -> bool:
+    return key in self._data
+
+  def __repr__(self) -> str:
+    return f"Config({self._path}: {self._data})"
+
+  @property
+  def path(self) -> str:
+    """Where this view sits, e.g. `config.model.image`; for error messages."""
+    return self._path
+
+  def to_dict(self) -> dict[str, Any]:
+    """A plain nested dict; does not count as reading."""
+    return {
+      k: Config(v, seen=set()).to_dict() if isinstance(v, Mapping) else v
+      for k, v in self._data.items()
+    }
+
+  def read_all(self) -> dict[str, Any]:
+    """A plain nested dict; every leaf counts as read."""
+    return {k: v.read_all() if isinstance(v, Config) else v for k, v in self.items()}
+
+  def unread(self) -> list[str]:
+    """Paths of leaves below this view that nothing has read."""
+    out = []
+    for key, value in self._data.items():
+      path = f"{self._path}.{key}"
+      if isinstance(value, Mapping) and value:
+        out += Config(value, path, self._seen).unread()
+      elif path not in self._seen:
+        out.append(path)
+    return out
+
+
+def wrap(config: Any) -> Config:
+  """A `Config` from a `Config`, a dict or an `ml_collections.ConfigDict`."""
+  if isinstance(config, Config):
+    return config
+  return Config(config.to_dict() if hasattr(config, "to_dict") else config)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """`{"a": {"b": 1}}` -> `{"a.b": 1}`; for comparing two configs key by key."""
+  out = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping) and value:
+      out.update(flatten(value, f"{prefix}{key}."))
+    else:
+      out[prefix + key] = value
+  return out
+
+
+# ----------------------------------------------------------------------------------------- names
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> UserError:
+  """The error for a name that is not one of `known`: nearest ones first, then the list."""
+  near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+  hint = f"did you mean {' or '.join(near)}? " if near else ""
+  return UserError(f"{what} {name!r} is unknown; {hint}known: {', '.join(sorted(known))}")
+
+
+def find_module(package: str, name: str, what: str) -> ModuleType:
+  """Imports `big_vision_like.<package>.<name>`: the file name is the registry."""
+  full = f"big_vision_like.{package}"
+  known = [m.name for m in pkgutil.iter_modules(importlib.import_module(full).__path__)]
+  if name not in known:
+    raise unknown(what, name, known)
+  return importlib.import_module(f"{full}.{name}")
+
+
+def call(fn: Callable, kwargs: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) -> Any:
+  """`fn(*args, **extra, **kwargs)`, where a key of `kwargs` that `fn` lacks is a `UserError`."""
+  params = inspect.signature(fn).parameters
+  if not any(p.kind is p.VAR_KEYWORD for p in params.values()):
+    known = [n for n in list(params)[len(args) :] if n not in extra]
+    for key in kwargs:
+      if key not in known:
+        raise unknown(f"{where}: key", key, known)
+  try:
+    inspect.signature(fn).bind(*args, **extra, **kwargs)
+  except TypeError as e:
+    raise UserError(f"{where}: {e}") from None
+  return fn(*args, **extra, **kwargs)
+
+
+# ---------------------------------------------------------------------------------- spec language
+
+
+class Call(NamedTuple):
+  """One `name(args, key=value)` of a spec string."""
+
+  name: str
+  args: tuple
+  kwargs: dict[str, Any]
+
+  def __str__(self) -> str:
+    args = [repr(a) for a in self.args] + [f"{k}={v!r}" for k, v in self.kwargs.items()]
+    return f"{self.name}({', '.join(args)})" if args else self.name
+
+
+def parse_spec(text: str, where: str) -> list[Call]:
+  """`"decode|resize(224)|shard(-1, tensor)"` -> calls, in order. Literals and bare words only.
+
+  One language for preprocessing ops, data sources, sharding tactics and parameter boxes. Parsed as
+  a Python expression with `ast`, never evaluated; a bare word is its own string.
+  """
+  if not isinstance(text, str):
+    raise UserError(f"{where}: expected a string such as 'name(1)|other', found {text!r}")
+  if not text.strip():
+    return []
+  try:
+    tree = ast.parse(text.strip(), mode="eval").body
+  except (SyntaxError, ValueError):
+    raise UserError(f"{where}: cannot parse {text!r}; write 'name|name(1, key=2)'") from None
+  return [_call(node, text, where) for node in _split_or(tree)]
+
+
+def _split_or(node: ast.expr) -> list[ast.expr]:
+  if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+    return _split_or(node.left) + _split_or(node.right)
+  return [node]
+
+
+def _dotted(node: ast.expr) -> str | None:
+  if isinstance(node, ast.Name):
+    return node.id
+  if isinstance(node, ast.Attribute) and (left := _dotted(node.value)):
+    return f"{left}.{node.attr}"
+  return None
+
+
+def _call(node: ast.expr, text: str, where: str) -> Call:
+  def value(arg: ast.expr) -> Any:
+    if (word := _dotted(arg)) is not None:
+      return word
+    try:
+      return ast.literal_eval(arg)
+    except ValueError:
+      raise UserError(
+        f"{where}: {ast.unparse(arg)!r} in {text!r} is not a number, string, tuple or name"
+      ) from None
+
+  fn, args, kwargs = node, [], []
+  if isinstance(node, ast.Call):
+    fn, args, kwargs = node.func, node.args, node.keywords
+  name = _dotted(fn)
+  if name is None or any(k.arg is None for k in kwargs):
+    raise UserError(f"{where}: {ast.unparse(node)!r} in {text!r} is not of the form name(1, key=2)")
+  return Call(name, tuple(value(a) for a in args), {k.arg: value(k.value) for k in kwargs})
+
+
+# -------------------------------------------------------------------------------------- durations
+
+
+class Durations:
+  """Reads a duration given as steps, epochs, examples or percent of the run, returns steps.
+
+  `durations(cfg, "warmup")` looks for `warmup_steps`, `warmup_epochs`, `warmup_examples`,
+  `warmup_percent` (0 to 100). `num_examples` is an epoch; it may be None (endless sources).
+  """
+
+  UNITS = ("steps", "epochs", "examples", "percent")
+
+  def __init__(self, batch_size: int, num_examples: int | None, total_steps: int | None = None):
+    self.batch_size, self.num_examples, self.total_steps = batch_size, num_examples, total_steps
+
+  def __call__(self, cfg: Mapping[str, Any], name: str, default: int | None = None) -> int | None:
+    keys = [f"{name}_{u}" for u in self.UNITS if f"{name}_{u}" in cfg]
+    where = f"{getattr(cfg, 'path', 'config')}.{name}"
+    if len(keys) > 1:
+      raise UserError(f"{where} is given {len(keys)} times ({', '.join(keys)}); give one of them")
+    if not keys:
+      return default
+    key, value = keys[0], cfg[keys[0]]
+    if value is None:
+      return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+      raise UserError(f"{where[: -len(name)]}{key} = {value!r}; expected a number >= 0")
+    unit = key.rsplit("_", 1)[1]
+    if unit == "steps":
+      return int(value)
+    if unit == "examples":
+      return math.ceil(value / self.batch_size)
+    if unit == "epochs":
+      if self.num_examples is None:
+        raise UserError(f"{where[: -len(name)]}{key}: the source is endless; give {name}_steps")
+      return math.ceil(value * self.num_examples / self.batch_size)
+    if self.total_steps is None:
+      raise UserError(f"{where[: -len(name)]}{key}: percent needs config.total_steps")
+    return round(value / 100 * self.total_steps)

@@ -1,0 +1,51 @@
+"""The contract between a paper and the training loop, and the transforms method -> method.
+
+A method is five pure functions. `methods/<name>.py` has `make(config) -> Method`; that file name is
+all the registration there is. The training state is `{params, aux, opt, step}`: `aux` is everything
+without a gradient (momentum teachers, queues, batch statistics, frozen parts), so that sharding and
+checkpoints never know which method they carry.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Params = Any
+Aux = Any
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def keep_aux(params: Params, aux: Aux, step: jax.Array) -> Aux:
+  """The identity, for methods that have nothing to move after an update."""
+  del params, step
+  return aux
+
+
+class Method(NamedTuple):
+  """What a paper has to say.
+
+  Attributes:
+    init: `(rng, batch) -> params, aux`. `batch` may hold `jax.ShapeDtypeStruct`-shaped zeros.
+    loss: `(params, aux, batch, rng, step) -> loss, (aux, metrics)`. A mean over the examples of the
+      global batch; every batch has `index` [B], the global example index.
+    predict: name -> `(params, aux, batch, rng, **static options) -> outputs`. Names an evaluator
+      may ask for: `image_embed`, `text_embed`, `logits`, `features`, `reconstruct`, `generate`,
+      `sample`, `segment`, `loss_per_example`, `similarity`, `match`, `score`.
+    after_update: `(params, aux, step) -> aux`, after each optimizer update: momentum teachers,
+      queues, centers.
+    grad: None, or `(params, aux, batch, rng, step) -> (loss, (aux, metrics)), grads` where a
+      transform changes how a gradient is taken (GradCache, sharpness-aware minimisation).
+  """
+
+  init: Callable[..., tuple[Params, Aux]]
+  loss: Callable[..., tuple[jax.Array, tuple[Aux, Metrics]]]
+  predict: Mapping[str, Callable[..., Any]]
+  after_update: Callable[..., Aux] = keep_aux
+  grad: Callable[..., tuple[tuple[jax.Array, tuple[Aux, Metrics]], Params]] | None = None
+
+
+def value_and_grad(method: Method) -> Callable[..., tuple[tuple[jax.Array, Any], Params]]:
+  """`method.grad`, or autodiff of `method.loss` with respect to `params`."""
+  return method.grad or jax.value_and_grad(method.loss, has_aux=True)
