@@ -1,0 +1,1 @@
+"""One paper, one file: `methods/<name>.py` has `make(config) -> Method`."""

@@ -1,0 +1,422 @@
+"""The training loop: config -> input -> method -> state -> step -> checkpoint -> evaluators.
+
+    python -m big_vision_like.train --config configs/siglip.py:smoke --workdir DIR
+
+The same command again resumes. Exit codes: 0 done, 2 a mistake of the user (one line on stderr),
+3 a NaN or Inf (the batch ids are in DIR/nonfinite_STEP.json, the last good checkpoint is kept),
+85 preempted by SIGTERM after saving: run the same command again (launchers requeue on it).
+"""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from big_vision_like import axes, checkpoint, cluster, flops, metrics, optim, sharding, step
+from big_vision_like import config as config_lib
+from big_vision_like import state as state_lib
+from big_vision_like.config import Config, Durations, UserError
+from big_vision_like.input import pipeline
+from big_vision_like.method import Method, value_and_grad
+from big_vision_like.state import State
+
+# Keys that may change between a run and its continuation: where and how it runs, not what.
+RUNTIME_KEYS = ("mesh", "sharding", "distributed", "log", "checkpoint", "evals", "input.num_threads")
+NONFINITE_EXIT_CODE = 3
+
+
+class NonFiniteError(RuntimeError):
+  """A NaN or Inf in loss, gradients or parameters."""
+
+
+class Built(NamedTuple):
+  """Everything that exists before a device is touched, checked against each other."""
+
+  config: Config
+  mesh: jax.sharding.Mesh
+  method: Method
+  tx: Any
+  schedules: Mapping[str, Any]
+  total_steps: int
+  durations: Durations
+  batch: dict[str, jax.ShapeDtypeStruct]  # the global batch
+  abstract: State  # shapes, dtypes and shardings
+  shardings: State
+  table: Any
+
+
+# ----------------------------------------------------------------------------------------- build
+
+
+def batch_spec(cfg: Config) -> dict[str, jax.ShapeDtypeStruct]:
+  """The global batch of `config.input`: `spec = {"image": "float32(224, 224, 3)"}` plus `index`."""
+  size = cfg.batch_size
+  out = {"index": jax.ShapeDtypeStruct((size,), jnp.int32)}
+  for key, text in cfg.spec.items():
+    calls = config_lib.parse_spec(text, f"config.input.spec.{key}")
+    try:
+      [(dtype, shape, _)] = calls
+      out[key] = jax.ShapeDtypeStruct((size, *shape), jnp.dtype(dtype))
+    except (ValueError, TypeError):
+      raise UserError(
+        f"config.input.spec.{key} = {text!r}; expected a dtype and a shape: 'float32(224, 224, 3)'"
+      ) from None
+  return out
+
+
+def build(config: Any, *, num_examples: int | None, devices: Any = None) -> Built:
+  """Method, optimizer, mesh and shardings, by shapes alone: no array is made, nothing compiles.
+
+  Raises:
+    UserError: an unknown name or key, shapes or sizes that do not fit each other.
+  """
+  config = config_lib.wrap(config)
+  mesh = sharding.make_mesh(config.mesh, devices)
+  batch_size = config.input.batch_size
+  sharding.check_batch(batch_size, mesh)
+  step.check_accumulate(config.grad_accum, batch_size, sharding.num_batch_shards(mesh))
+  durations = Durations(batch_size, num_examples)
+  total_steps = durations(config, "total")
+  if not total_steps:
+    raise UserError("config.total_steps is missing (or total_epochs, total_examples); how long?")
+  durations.total_steps = total_steps
+
+  make = config_lib.find_module("methods", config.method, "config.method").make
+  method = make(config)
+  batch = batch_spec(config.input)
+  key = jax.random.key(config.seed)
+  with jax.set_mesh(mesh):
+    params, _ = jax.eval_shape(method.init, key, batch)
+    tx, schedules = optim.make(
+      config.optim, total_steps=total_steps, durations=durations, params=params
+    )
+    shapes = state_lib.abstract(method, tx, key, batch)
+  rules = config.sharding.rules or sharding.DEFAULT_RULES
+  shardings, table = sharding.plan(shapes, rules, mesh)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
+  return Built(
+    config, mesh, method, tx, schedules, total_steps, durations, batch, abstract, shardings, table
+  )
+
+
+def make_evaluators(config: Any, method: Method, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """`config.evals`: name -> evaluator, its data opened and its names checked."""
+  predict = step.jit_predict(method)
+  out = {}
+  for name, cfg in config_lib.wrap(config).evals.items():
+    module = config_lib.find_module("evaluators", cfg.type, f"config.evals.{name}.type")
+    out[name] = module.Evaluator(cfg, predict, mesh)
+  return out
+
+
+def model_flops(built: Built) -> int:
+  """FLOPs of loss and gradients of one global batch, without those that remat repeats."""
+
+  def plain(node: Any) -> Any:
+    if isinstance(node, Mapping):
+      return {k: "none" if k == "remat" else plain(v) for k, v in node.items()}
+    return node
+
+  config = config_lib.wrap(plain(built.config.to_dict()))
+  method = config_lib.find_module("methods", config.method, "config.method").make(config)
+  rng, count = jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
+  with jax.set_mesh(built.mesh):
+    return flops.count(
+      value_and_grad(method), built.abstract.params, built.abstract.aux, built.batch, rng, count
+    )
+
+
+# --------------------------------------------------------------------------------------- workdir
+
+
+def claim_workdir(workdir: pathlib.Path, config: Config, force: bool) -> None:
+  """Writes `config.json`, or compares with the one there.
+
+  Raises:
+    UserError: the folder cannot be written, or belongs to another config.
+  """
+  file = workdir / "config.json"
+  new = json.loads(json.dumps(config.to_dict(), default=str))
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if file.exists() and not force:
+      old, now = (config_lib.flatten(c) for c in (json.loads(file.read_text()), new))
+      differ = [
+        f"{k} ({old.get(k, '-')} -> {now.get(k, '-')})"
+        for k in sorted(old.keys() | now.keys())
+        if old.get(k) != now.get(k) and not k.startswith(RUNTIME_KEYS)
+      ]
+      if differ:
+        raise UserError(
+          f"{workdir} belongs to another config; differing keys: {', '.join(differ)}; "
+          "choose another --workdir, or --force_config"
+        )
+    if jax.process_index() == 0:
+      part = file.with_suffix(".part")
+      part.write_text(json.dumps(new, indent=2))
+      part.replace(file)
+    if not os.access(workdir, os.W_OK):
+      raise PermissionError(13, "Permission denied")
+  except json.JSONDecodeError:
+    raise UserError(f"{file} is not JSON; remove it, or choose another --workdir") from None
+  except OSError as e:
+    raise UserError(f"--workdir {workdir} cannot be written: {e.strerror}") from None
+
+
+def restore(
+  workdir: str | pathlib.Path, step: int | None = None
+) -> tuple[Config, Method, State, jax.sharding.Mesh]:
+  """A saved run: its config, method, state on all devices here, and mesh. For tools.
+
+  The mesh is the run's where the device count allows it, else all devices on fsdp.
+  """
+  file = pathlib.Path(workdir) / "config.json"
+  if not file.exists():
+    raise UserError(f"{file} is missing; --workdir is the folder that train wrote")
+  data = json.loads(file.read_text())
+  sizes = [n for n in data["mesh"].values() if n != -1]
+  if len(sizes) == len(data["mesh"]) and np.prod(sizes) != jax.device_count():
+    data["mesh"] = {"replica": 1, "fsdp": -1, "tensor": 1, "sequence": 1}
+  shards = data["grad_accum"] * jax.device_count()
+  data["input"]["batch_size"] = math.lcm(data["input"]["batch_size"], shards)
+  built = build(data, num_examples=pipeline.num_examples(config_lib.wrap(data["input"])))
+  with checkpoint.Checkpointer(pathlib.Path(workdir) / "checkpoints") as saved:
+    found = saved.restore(built.abstract, step)
+  if found is None:
+    what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+    raise UserError(f"{workdir}/checkpoints holds {what}")
+  return built.config, built.method, found[0], built.mesh
+
+
+# ------------------------------------------------------------------------------------------ train
+
+
+def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = False) -> State:
+  """Trains, or goes on training, until `config.total_steps`; returns the final state.
+
+  Raises:
+    UserError: before any compile, for whatever the user can set right.
+    NonFiniteError: a NaN or Inf; batch ids are dumped, the last good checkpoint stays.
+    SystemExit: code 85 after SIGTERM, when the state is saved.
+  """
+  # Config, input, method: everything that can be wrong is found here.
+  config, workdir = config_lib.wrap(config), pathlib.Path(workdir)
+  cluster.start(config.get("distributed", {}))
+  built = build(config, num_examples=pipeline.num_examples(config.input))
+  mesh, total = built.mesh, built.total_steps
+  evaluators = make_evaluators(config, built.method, mesh)
+  eval_every = {n: built.durations(config.evals[n], "every", total) for n in evaluators}
+  log_every = built.durations(config.log, "every", 50)
+  save_every = built.durations(config.checkpoint, "every", total)
+  keep = dict(
+    keep_last=config.checkpoint.get("keep_last", 3),
+    keep_every=built.durations(config.checkpoint, "keep_every"),
+  )
+  init_from = config.get("init_from")
+  check_example(config, built)
+  if unread := config.unread():
+    raise UserError(f"nothing reads {', '.join(unread)}; remove or correct the key")
+  claim_workdir(workdir, config, force_config)
+  lead = jax.process_index() == 0
+  if lead:
+    print(built.table.render(), flush=True)
+    (workdir / "sharding.json").write_text(json.dumps(built.table.to_json()))
+
+  with (
+    jax.set_mesh(mesh),
+    checkpoint.Checkpointer(workdir / "checkpoints", **keep) as saved,
+    checkpoint.PreemptionGuard() as guard,
+    metrics.Writer(workdir) as writer,
+  ):
+    # State: restored, else initialised already sharded.
+    found = saved.restore(built.abstract)
+    if found is not None:
+      state, start = found
+      logging.info("resumed at step %d of %d", start, total)
+    else:
+      start, key = 0, jax.random.key(config.seed)
+      state = state_lib.init(built.method, built.tx, key, built.batch, built.shardings)
+      if init_from:
+        state, difference = checkpoint.init_from(state, init_from)
+        logging.info("init_from:\n%s", difference)
+    writer.truncate_after(start)
+
+    # Step.
+    train_step = step.make_train_step(
+      built.method,
+      built.tx,
+      seed=config.seed,
+      shardings=built.shardings,
+      accumulate=config.grad_accum,
+    )
+    progress = metrics.Progress(
+      total,
+      start_step=start,
+      batch_size=config.input.batch_size,
+      flops_per_step=model_flops(built),
+      peak_flops=(metrics.peak_flops(jax.devices()[0]) or 0) * jax.device_count() or None,
+      enabled=lead,
+    )
+    ids: dict[int, np.ndarray] = {}
+    pending: tuple[int, Any] | None = None
+    with pipeline.prefetch_to_device(
+      host_batches(config, start, ids), lambda batch: axes.put_batch(mesh, batch)
+    ) as batches, progress:
+      for at in range(start + 1, total + 1):
+        state, measured = train_step(state, next(batches))
+        # The step before is looked at while this one runs: the device never waits for the host.
+        if pending is not None:
+          check_finite(*pending, ids, workdir)
+        pending = (at, measured)
+        stop = guard.requested(at)
+        last = at == total or stop
+
+        if last or at % log_every == 0:
+          check_finite(at, measured, ids, workdir)
+          values = {f"train/{k}": float(v) for k, v in axes.to_host(measured).items()}
+          values |= {f"schedule/{k}": float(fn(at - 1)) for k, fn in built.schedules.items()}
+          if at % log_every == 0 or at == total:
+            writer.write(at, values)
+          progress.update(at, loss=values["train/loss"], data_wait=batches.wait_seconds)
+
+        due = [n for n, every in eval_every.items() if at % every == 0 or at == total]
+        if due and not stop:
+          with progress.pause():
+            scores = evaluate({n: evaluators[n] for n in due}, state)
+            writer.write(at, scores)
+            for name, value in scores.items():
+              progress.say(f"step {at}  {name} {value:.4f}")
+
+        # Saved last: whatever a step logs is on disk before the step can be resumed from.
+        if last or at % save_every == 0:
+          check_finite(at, measured, ids, workdir)
+          saved.save(at, state)
+        if stop and at < total:
+          saved.wait()
+          logging.warning("SIGTERM: saved step %d, exiting with 85", at)
+          raise SystemExit(checkpoint.REQUEUE_EXIT_CODE)
+    saved.wait()
+    if lead and start < total:
+      write_pictures(evaluators, state, workdir, writer, total)
+  return state
+
+
+def host_batches(
+  config: Config, start: int, ids: dict[int, np.ndarray]
+) -> Iterator[dict[str, np.ndarray]]:
+  """This process's batches from step `start` on; `ids` keeps the indices of the last few."""
+  cfg = config.input
+  batches = pipeline.train_batches(
+    cfg,
+    batch_size=cfg.batch_size,
+    seed=config.seed,
+    start_step=start,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  for at, batch in enumerate(batches, start + 1):
+    ids[at] = batch["index"]
+    ids.pop(at - 16, None)
+    yield batch
+
+
+def check_example(config: Config, built: Built) -> None:
+  """Compares the first example that the input really yields with `config.input.spec`."""
+  first = next(iter(pipeline.train_batches(config.input, batch_size=1, seed=0, start_step=0)))
+  found = {k: (v.shape[1:], v.dtype) for k, v in first.items() if k != "index"}
+  spec = {k: (v.shape[1:], v.dtype) for k, v in built.batch.items() if k != "index"}
+  for key in sorted(found.keys() | spec.keys()):
+    if found.get(key) != spec.get(key):
+      show = lambda x: f"{x[1]}{tuple(x[0])}" if x else "nothing"
+      raise UserError(
+        f"config.input.pp yields {key}: {show(found.get(key))}, but config.input.spec says "
+        f"{show(spec.get(key))}"
+      )
+
+
+def check_finite(at: int, measured: Any, ids: dict[int, np.ndarray], workdir: pathlib.Path) -> None:
+  """Raises `NonFiniteError` and dumps the batch ids where step `at` produced a NaN or Inf."""
+  values = {k: float(v) for k, v in axes.to_host(measured).items()}
+  if not (bad := step.nonfinite(values)):
+    return
+  file = workdir / f"nonfinite_{at}.json"
+  if jax.process_count() > 1:
+    file = workdir / f"nonfinite_{at}_process{jax.process_index()}.json"
+  dump = {k: repr(v) for k, v in values.items()}
+  file.write_text(json.dumps({"step": at, "metrics": dump, "index": ids[at].tolist()}))
+  raise NonFiniteError(f"step {at}: NaN or Inf in {', '.join(bad)}; batch ids in {file}")
+
+
+def evaluate(evaluators: Mapping[str, Any], state: State) -> dict[str, float]:
+  """`{"eval/<name>/<metric>": value}` of each evaluator."""
+  return {
+    f"eval/{name}/{key}": float(value)
+    for name, evaluator in evaluators.items()
+    for key, value in evaluator.run(state).items()
+  }
+
+
+def write_pictures(
+  evaluators: Mapping[str, Any],
+  state: State,
+  workdir: pathlib.Path,
+  writer: metrics.Writer,
+  at: int,
+) -> None:
+  """What evaluators have to show, for TensorBoard and the report."""
+  for name, evaluator in evaluators.items():
+    if hasattr(evaluator, "pictures"):
+      for key, image in evaluator.pictures(state).items():
+        writer.image(at, f"{name}/{key}", image)
+        metrics.write_picture(workdir, f"{name}_{key}", image)
+    if hasattr(evaluator, "examples"):
+      metrics.write_examples(workdir, name, evaluator.examples(state))
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def main(argv: list[str] | None = None) -> int:
+  """The command line; returns the exit code."""
+  import sys
+
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "FILE.py:args", flag_values=values)
+  flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
+  flags.DEFINE_bool("force_config", False, "use a workdir of another config", flag_values=values)
+  try:
+    rest = values(argv or sys.argv)
+  except Exception as e:  # a config file may raise anything; the user sees the last line of it
+    raise UserError(f"{type(e).__name__}: {e}" if not str(e) else str(e)) from None
+  if len(rest) > 1:
+    raise UserError(f"unknown argument {rest[1]!r}; flags are --config, --workdir, --force_config")
+  for name in ("config", "workdir"):
+    if values[name].value is None:
+      raise UserError(f"--{name} is missing; --config configs/NAME.py[:args] --workdir DIR")
+  logging.basicConfig(level=logging.INFO, format="%(message)s")
+  logging.getLogger("absl").setLevel(logging.WARNING)
+  began = time.time()
+  try:
+    train(values["config"].value, values["workdir"].value, force_config=values["force_config"].value)
+  except NonFiniteError as e:
+    print(f"error: {e}", file=sys.stderr)
+    return NONFINITE_EXIT_CODE
+  if jax.process_index() == 0:
+    print(f"done in {time.time() - began:.0f} s: {values['workdir'].value}")
+  return 0
+
+
+if __name__ == "__main__":
+  config_lib.run_main(main)
