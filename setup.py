@@ -13,7 +13,7 @@ version = re.search(
 setup(
   name="big_vision_like",
   version=version,
-  description="Vision foundation models in JAX: one contract, one training loop, one file per paper",
+  description="Vision foundation models in JAX: one contract, one loop, a file per paper",
   long_description=(here / "README.md").read_text(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",

@@ -1,8 +1,8 @@
 """Starting `jax.distributed` from the config or the environment; a single machine needs nothing.
 
-    SLURM, TPU pods            found by jax itself
-    JAX_COORDINATOR_ADDRESS    host:port, with JAX_NUM_PROCESSES and JAX_PROCESS_ID
-    config.distributed         coordinator, num_processes, process_id: the same by config
+SLURM, TPU pods            found by jax itself
+JAX_COORDINATOR_ADDRESS    host:port, with JAX_NUM_PROCESSES and JAX_PROCESS_ID
+config.distributed         coordinator, num_processes, process_id: the same by config
 """
 
 import os
@@ -28,9 +28,7 @@ def start(cfg: Config) -> None:
         f"config.distributed: coordinator {coordinator!r} also needs num_processes and process_id"
         " (or JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
       )
-    jax.distributed.initialize(
-      coordinator, number, index, heartbeat_timeout_seconds=heartbeat
-    )
+    jax.distributed.initialize(coordinator, number, index, heartbeat_timeout_seconds=heartbeat)
   elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 or _tpu_hosts() > 1:
     jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
 

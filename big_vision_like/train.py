@@ -31,7 +31,15 @@ from big_vision_like.method import Method, value_and_grad
 from big_vision_like.state import State
 
 # Keys that may change between a run and its continuation: where and how it runs, not what.
-RUNTIME_KEYS = ("mesh", "sharding", "distributed", "log", "checkpoint", "evals", "input.num_threads")
+RUNTIME_KEYS = (
+  "mesh",
+  "sharding",
+  "distributed",
+  "log",
+  "checkpoint",
+  "evals",
+  "input.num_threads",
+)
 NONFINITE_EXIT_CODE = 3
 
 
@@ -271,9 +279,12 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
     )
     ids: dict[int, np.ndarray] = {}
     pending: tuple[int, Any] | None = None
-    with pipeline.prefetch_to_device(
-      host_batches(config, start, ids), lambda batch: axes.put_batch(mesh, batch)
-    ) as batches, progress:
+    with (
+      pipeline.prefetch_to_device(
+        host_batches(config, start, ids), lambda batch: axes.put_batch(mesh, batch)
+      ) as batches,
+      progress,
+    ):
       for at in range(start + 1, total + 1):
         state, measured = train_step(state, next(batches))
         # The step before is looked at while this one runs: the device never waits for the host.
@@ -409,7 +420,9 @@ def main(argv: list[str] | None = None) -> int:
   logging.getLogger("absl").setLevel(logging.WARNING)
   began = time.time()
   try:
-    train(values["config"].value, values["workdir"].value, force_config=values["force_config"].value)
+    train(
+      values["config"].value, values["workdir"].value, force_config=values["force_config"].value
+    )
   except NonFiniteError as e:
     print(f"error: {e}", file=sys.stderr)
     return NONFINITE_EXIT_CODE

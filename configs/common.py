@@ -1,4 +1,4 @@
-"""What configs share: arguments of `--config FILE:key=value,flag`, and the defaults of the trunk."""
+"""What configs share: arguments of `--config FILE:key=value,flag`, defaults of the trunk."""
 
 import ast
 

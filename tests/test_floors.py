@@ -21,10 +21,9 @@ FLOORS = {
 }
 # Rooms whose files may import each other; everywhere else only the floor below.
 FAMILIES = ("layers", "losses", "input", "models", "evaluators", "interop", "generation")
-NEVER = {
-  **dict.fromkeys(("sharding", "state", "step", "checkpoint", "cluster"), {"methods", "models"}),
-  **dict.fromkeys(("evaluators", "interop"), {"method", "methods", "step", "state", "sharding"}),
-}
+TRUNK = ("sharding", "state", "step", "checkpoint", "cluster")
+NEVER = {room: {"methods", "models"} for room in TRUNK}
+NEVER |= {room: {"method", "methods", *TRUNK} for room in ("evaluators", "interop")}
 
 
 def room(module: str) -> str | None:

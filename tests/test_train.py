@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests import tiny
 
 from big_vision_like import train as trainer
 from big_vision_like import tree
 from big_vision_like.config import UserError
+from tests import tiny
 
 MESH1 = {"replica": 1, "fsdp": 8, "tensor": 1, "sequence": 1}
 MESH2 = {"replica": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
@@ -220,9 +220,7 @@ def test_two_processes_equal_one(tmp_path):
   """Two processes of 4 devices give the losses of one process of 8."""
   port = random.randint(20_000, 50_000)
   shared = dict(JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2")
-  pair = [
-    start(tmp_path / "two", 4, devices=4, JAX_PROCESS_ID=str(i), **shared) for i in range(2)
-  ]
+  pair = [start(tmp_path / "two", 4, devices=4, JAX_PROCESS_ID=str(i), **shared) for i in range(2)]
   results = [wait(p) for p in pair]
   assert [code for code, _ in results] == [0, 0], results
   code, out = wait(start(tmp_path / "one", 4, devices=8))

@@ -1,8 +1,7 @@
 """A SigLIP run that compiles in seconds: the smoke config, shrunk."""
 
-from configs import siglip
-
 from big_vision_like.config import wrap
+from configs import siglip
 
 
 def config(steps: int = 6, **overrides):

@@ -31,9 +31,7 @@ def make(config: Config) -> Method:
   ) -> tuple[jax.Array, tuple[Aux, Metrics]]:
     del step
     zimg, ztxt, out = towers(params, batch, train=True, rngs={"dropout": rng})
-    value = contrastive.sigmoid_loss(
-      zimg, ztxt, out["logit_scale"], out["logit_bias"], impl=impl
-    )
+    value = contrastive.sigmoid_loss(zimg, ztxt, out["logit_scale"], out["logit_bias"], impl=impl)
     metrics = {"temperature": jnp.exp(out["logit_scale"]), "bias": out["logit_bias"]}
     return value, (aux, metrics)
 

@@ -1,0 +1,33 @@
+"""The transformer's feed-forward block."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from big_vision_like import axes
+from big_vision_like.layers.attention import xavier
+
+GELU = {"tanh": True, "exact": False}
+
+
+class Mlp(nn.Module):
+  """down(gelu(up(x))). Parameters up: [D, F], down: [F, D].
+
+  `gelu` is "tanh" (big_vision, SigLIP, GPT-2) or "exact" (timm, DINO, MAE, DeiT).
+  """
+
+  mlp_dim: int
+  gelu: str = "tanh"
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    """[B, N, D] -> [B, N, D]."""
+    init = dict(kernel_init=xavier, bias_init=nn.initializers.normal(1e-6), dtype=self.dtype)
+    width = x.shape[-1]
+    x = nn.Dense(self.mlp_dim, name="up", **init)(x)
+    x = axes.constrain(x, axes.BATCH, axes.SEQUENCE, axes.TENSOR)
+    x = nn.gelu(x, approximate=GELU[self.gelu])
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    return nn.Dense(width, name="down", **init)(x)

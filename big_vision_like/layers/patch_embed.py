@@ -1,0 +1,47 @@
+"""Cutting images into patches."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from big_vision_like.config import UserError
+
+
+def grid_of(height: int, width: int, patch: tuple[int, int]) -> tuple[int, int]:
+  """Patches down and across.
+
+  Raises:
+    UserError: the image is not a multiple of the patch (never a silent crop).
+  """
+  if height % patch[0] or width % patch[1]:
+    raise UserError(
+      f"image {height} x {width} is not a multiple of the patch {patch[0]} x {patch[1]}; "
+      f"nearest that fits: {height - height % patch[0]} x {width - width % patch[1]}"
+    )
+  return height // patch[0], width // patch[1]
+
+
+def patchify(image: jax.Array, patch: tuple[int, int]) -> jax.Array:
+  """[B, H, W, C] -> [B, N, p*q*C], row by row."""
+  return rearrange(image, "B (h p) (w q) C -> B (h w) (p q C)", p=patch[0], q=patch[1])
+
+
+def unpatchify(patches: jax.Array, grid: tuple[int, int], patch: tuple[int, int]) -> jax.Array:
+  """[B, N, p*q*C] -> [B, H, W, C], the inverse of `patchify`."""
+  return rearrange(patches, "B (h w) (p q C) -> B (h p) (w q) C", h=grid[0], p=patch[0], q=patch[1])
+
+
+class PatchEmbed(nn.Module):
+  """A convolution with stride = patch, as one matrix product: kernel [p*q*C, D], bias [D]."""
+
+  width: int
+  patch_size: tuple[int, int]
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, image: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, N, D]."""
+    grid_of(image.shape[1], image.shape[2], self.patch_size)
+    x = patchify(image.astype(self.dtype), self.patch_size)
+    return nn.Dense(self.width, dtype=self.dtype, name="proj")(x)

@@ -1,0 +1,58 @@
+"""Positions: learned tables and their resampling, sin-cos, and rotary, all for H x W grids."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+Grid = tuple[int, int]
+
+
+def resample(table: jax.Array, old: Grid, new: Grid) -> jax.Array:
+  """A table [H*W, D] of grid `old` -> [H'*W', D] of grid `new`, bicubic with antialiasing."""
+  if old == new:
+    return table
+  image = rearrange(table, "(H W) D -> H W D", H=old[0])
+  image = jax.image.resize(image, (*new, table.shape[-1]), "bicubic", antialias=True)
+  return rearrange(image, "H W D -> (H W) D")
+
+
+def sincos_2d(grid: Grid, width: int, temperature: float = 10_000.0) -> np.ndarray:
+  """Fixed table [H*W, D] (MoCo v3, Sec. 4.2): quarters sin x, cos x, sin y, cos y.
+
+  Raises:
+    ValueError: width is not a multiple of 4.
+  """
+  if width % 4:
+    raise ValueError(f"sincos2d needs a width that is a multiple of 4, found {width}")
+  y, x = np.mgrid[: grid[0], : grid[1]].astype(np.float64)
+  omega = temperature ** -(np.arange(width // 4) / max(width // 4 - 1, 1))
+  x, y = (p.reshape(-1, 1) * omega for p in (x, y))
+  return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
+
+
+def rope_2d(
+  grid: Grid, head_dim: int, *, prefix: int = 0, temperature: float = 100.0
+) -> Callable[[jax.Array], jax.Array]:
+  """Axial rotary positions (Su et al. 2021, in two dimensions): y in one half, x in the other.
+
+  The result rotates [B, prefix + H*W, heads, d]; the `prefix` tokens (class, registers) stay.
+
+  Raises:
+    ValueError: head_dim is not a multiple of 4.
+  """
+  if head_dim % 4:
+    raise ValueError(f"rope needs a head size that is a multiple of 4, found {head_dim}")
+  omega = temperature ** -(np.arange(head_dim // 4) / (head_dim // 4))
+  y, x = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
+  angle = np.concatenate([y * omega, x * omega], axis=1)  # [H*W, d / 2]
+  angle = np.concatenate([np.zeros((prefix, head_dim // 2)), angle])[None, :, None, :]
+  sin, cos = (jnp.asarray(f(angle), jnp.float32) for f in (np.sin, np.cos))
+
+  def rotate(q: jax.Array) -> jax.Array:
+    a, b = jnp.split(q.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(q.dtype)
+
+  return rotate

@@ -1,0 +1,125 @@
+"""The pre-norm transformer encoder that image and text towers share, and attention pooling."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_vision_like import axes
+from big_vision_like.config import unknown
+from big_vision_like.layers.attention import MultiHeadAttention, xavier
+from big_vision_like.layers.drop_path import DropPath
+from big_vision_like.layers.mlp import GELU, Mlp
+
+# What the backward pass keeps: everything, only block inputs, matrix products, or those of them
+# that have no batch dimension (the usual choice for transformers).
+REMAT = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_saveable,
+  "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nn.Module):
+  """x + MHA(LN(x)), then x + MLP(LN(x)), statistics in float32.
+
+  Parameters ln1, attn, ln2, mlp. Returns (x, None): the form `nn.scan` wants.
+  """
+
+  num_heads: int
+  mlp_dim: int
+  gelu: str = "tanh"
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x, drop_path, mask, rope, causal: bool, train: bool):
+    norm = lambda name: nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    path = (lambda y: y) if drop_path is None else lambda y: DropPath()(y, drop_path, train=train)
+    x = axes.constrain_batch(x)
+    y = MultiHeadAttention(self.num_heads, self.dtype, name="attn")(
+      norm("ln1")(x), mask=mask, rope=rope, causal=causal
+    )
+    x = axes.constrain_batch(x + path(drop(y)))
+    y = Mlp(self.mlp_dim, self.gelu, self.dropout, self.dtype, name="mlp")(
+      norm("ln2")(x), train=train
+    )
+    return axes.constrain_batch(x + path(drop(y))), None
+
+
+class Encoder(nn.Module):
+  """`depth` blocks and a final LayerNorm.
+
+  `scan` compiles one block and stacks its parameters on a leading axis (`blocks/...`); otherwise
+  they are `block_0`, `block_1`, ... Stochastic depth grows linearly to `drop_path`.
+  """
+
+  depth: int
+  num_heads: int
+  mlp_dim: int
+  gelu: str = "tanh"
+  dropout: float = 0.0
+  drop_path: float = 0.0
+  scan: bool = True
+  remat: str = "none"
+  dtype: jnp.dtype = jnp.float32
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x, *, mask=None, rope=None, causal: bool = False, train: bool = False):
+    """[B, N, D] -> [B, N, D]; mask [B, 1, N, N] is True where a token may look."""
+    if self.remat not in REMAT:
+      raise unknown("remat policy", self.remat, list(REMAT))
+    if self.gelu not in GELU:
+      raise unknown("gelu", self.gelu, list(GELU))
+    block, static = Block, (4, 5)  # causal and train
+    if self.remat != "none":
+      block = nn.remat(
+        Block,
+        policy=REMAT[self.remat],
+        prevent_cse=not self.scan,
+        static_argnums=(3 + 1, *(i + 1 for i in static)),
+      )
+    args = (self.num_heads, self.mlp_dim, self.gelu, self.dropout, self.dtype, self.eps)
+    rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
+    drops = bool(self.drop_path) and train
+    if self.scan:
+      stack = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0 if drops else nn.broadcast, *[nn.broadcast] * 4),
+        length=self.depth,
+      )
+      rate = jnp.asarray(rates) if drops else None
+      x, _ = stack(*args, name="blocks")(x, rate, mask, rope, causal, train)
+    else:
+      for i in range(self.depth):
+        rate = float(rates[i]) if drops else None
+        x, _ = block(*args, name=f"block_{i}")(x, rate, mask, rope, causal, train)
+    return nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
+
+
+class MapPool(nn.Module):
+  """Multi-head attention pooling (Set Transformer's PMA; the MAP head of Zhai et al. 2022).
+
+  A learned probe [1, 1, D] looks at all tokens; then a residual MLP.
+  """
+
+  num_heads: int
+  mlp_dim: int
+  gelu: str = "tanh"
+  dtype: jnp.dtype = jnp.float32
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """[B, N, D] -> [B, D]; mask [B, 1, 1, N] is True where a token counts."""
+    probe = self.param("probe", xavier, (1, 1, x.shape[-1]))
+    probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
+    y = MultiHeadAttention(self.num_heads, self.dtype, name="attn")(probe, x, mask=mask)
+    z = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
+    return (y + Mlp(self.mlp_dim, self.gelu, 0.0, self.dtype, name="mlp")(z))[:, 0]

@@ -1,0 +1,1 @@
+"""Arrays in, scalar out, no parameters; the distributed ones run on the ambient mesh."""

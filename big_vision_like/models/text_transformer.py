@@ -1,0 +1,108 @@
+"""The text tower: token and position embeddings, encoder, pooling, projection.
+
+SigLIP (arXiv:2303.15343) reads the last token of a text padded to full length, both ways; CLIP
+(arXiv:2103.00020) looks back only and reads the token with the highest id (end of text).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from big_vision_like import axes
+from big_vision_like.config import UserError, call, unknown
+from big_vision_like.layers.transformer import Encoder, MapPool
+from big_vision_like.models.vit import SIZES
+
+POOLS = ("last", "first", "gap", "map", "argmax", "none")
+
+
+class TextTransformer(nn.Module):
+  """Parameters: embed [V, D], pos_embed [L, D], encoder, pool, head.
+
+  Attributes:
+    pool: which token is the text (`argmax`: the highest id), mean, attention pooling, or none.
+    causal: tokens look back only.
+    num_classes: size of the output projection, or None.
+  """
+
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  vocab_size: int = 32_000
+  max_len: int = 64
+  pool: str = "last"
+  causal: bool = False
+  num_classes: int | None = None
+  gelu: str = "tanh"
+  dropout: float = 0.0
+  scan: bool = True
+  remat: str = "none"
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(
+    self, tokens: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """[B, L] int32 -> ([B, D], or [B, K] with a head, or [B, L, D] without pooling; intermediates).
+
+    Raises:
+      UserError: more tokens than `max_len`.
+    """
+    dtype = jnp.dtype(self.dtype)
+    length = tokens.shape[1]
+    if length > self.max_len:
+      raise UserError(f"text of {length} tokens is longer than max_len = {self.max_len}")
+    init = nn.initializers.normal(self.width**-0.5)
+    embed = nn.Embed(self.vocab_size, self.width, embedding_init=init, dtype=dtype, name="embed")
+    table = self.param("pos_embed", init, (self.max_len, self.width))
+    x = embed(tokens) + table[:length].astype(dtype)[None]
+    x = nn.Dropout(self.dropout, deterministic=not train)(axes.constrain_batch(x))
+    x = Encoder(
+      self.depth,
+      self.num_heads,
+      self.mlp_dim,
+      self.gelu,
+      self.dropout,
+      0.0,
+      self.scan,
+      self.remat,
+      dtype,
+      name="encoder",
+    )(x, causal=self.causal, train=train)
+    out = {"tokens": x}
+
+    if self.pool == "last":
+      x = x[:, -1]
+    elif self.pool == "first":
+      x = x[:, 0]
+    elif self.pool == "gap":
+      x = jnp.mean(x, axis=1)
+    elif self.pool == "argmax":
+      x = x[jnp.arange(x.shape[0]), jnp.argmax(tokens, axis=1)]
+    elif self.pool == "map":
+      x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, name="pool")(x)
+    if self.pool != "none":
+      out["pooled"] = x
+    if self.num_classes is not None:
+      x = out["logits"] = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+    return x, out
+
+
+def make(variant: str | None = None, **kwargs: Any) -> TextTransformer:
+  """A text tower from a size name such as "B", other attributes by keyword.
+
+  Raises:
+    UserError: an unknown size, attribute or pooling.
+  """
+  where = "config.model: text transformer"
+  if variant is not None:
+    if variant not in SIZES:
+      raise unknown(f"{where} variant", variant, list(SIZES))
+    names = ("width", "depth", "mlp_dim", "num_heads")
+    kwargs = {**dict(zip(names, SIZES[variant])), **kwargs}
+  if kwargs.get("pool", "last") not in POOLS:
+    raise unknown(f"{where} pool", kwargs["pool"], POOLS)
+  return call(TextTransformer, kwargs, where)

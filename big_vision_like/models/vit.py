@@ -1,0 +1,160 @@
+"""Vision Transformer (Dosovitskiy et al. 2021; larger sizes: Zhai 2022, Alabdulmohsin 2023).
+
+image -> patches -> (+ positions) -> (class token, registers) -> encoder -> pool -> head
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from big_vision_like import axes
+from big_vision_like.config import UserError, call, unknown
+from big_vision_like.layers import pos_embed as pos
+from big_vision_like.layers.patch_embed import PatchEmbed, grid_of
+from big_vision_like.layers.transformer import Encoder, MapPool
+
+SIZES = {  # width, depth, mlp_dim, num_heads
+  "mu": (32, 2, 64, 2),  # for tests
+  "Ti": (192, 12, 768, 3),
+  "S": (384, 12, 1536, 6),
+  "B": (768, 12, 3072, 12),
+  "L": (1024, 24, 4096, 16),
+  "So400m": (1152, 27, 4304, 16),
+  "H": (1280, 32, 5120, 16),
+  "g": (1408, 40, 6144, 16),
+  "G": (1664, 48, 8192, 16),
+}
+POOLS = ("cls", "gap", "map", "none")
+POSITIONS = ("learn", "sincos2d", "rope", "none")
+
+
+class ViT(nn.Module):
+  """Parameters: patch_embed, pos_embed [H*W, D], cls [1, D], registers [R, D], encoder, pool, head.
+
+  Attributes:
+    image_size: (H, W) the learned table is made for; another input size resamples the table.
+    pool: class token, mean over patches, attention pooling, or none (the output is all tokens).
+    pos_embed: learned table, fixed sin-cos, axial rotary, or none; patches only.
+    registers: extra learned tokens (Darcet et al. 2023), left out of pooling.
+    num_classes: size of the linear head, or None.
+    scan, remat, dtype: see `layers.transformer.Encoder`; parameters are always float32.
+  """
+
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  patch_size: tuple[int, int] = (16, 16)
+  image_size: tuple[int, int] = (224, 224)
+  pool: str = "gap"
+  pos_embed: str = "learn"
+  registers: int = 0
+  num_classes: int | None = None
+  gelu: str = "tanh"
+  dropout: float = 0.0
+  drop_path: float = 0.0
+  scan: bool = True
+  remat: str = "none"
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(
+    self, image: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """[B, H, W, C] -> ([B, D], or [B, K] with a head, or [B, N, D] without pooling; intermediates).
+
+    Intermediates: `tokens` [B, N, D] (patches, after the final norm), `prefix` (class token and
+    registers), `pooled` [B, D], `logits` [B, K].
+
+    Raises:
+      UserError: the image is not a multiple of the patch.
+    """
+    dtype = jnp.dtype(self.dtype)
+    grid = grid_of(image.shape[1], image.shape[2], self.patch_size)
+    x = axes.constrain_batch(
+      PatchEmbed(self.width, self.patch_size, dtype, name="patch_embed")(image)
+    )
+
+    if self.pos_embed == "learn":
+      table_grid = grid_of(*self.image_size, self.patch_size)
+      init = nn.initializers.normal(self.width**-0.5)
+      table = self.param("pos_embed", init, (table_grid[0] * table_grid[1], self.width))
+      x = x + pos.resample(table, table_grid, grid).astype(dtype)[None]
+    elif self.pos_embed == "sincos2d":
+      x = x + jnp.asarray(pos.sincos_2d(grid, self.width), dtype)[None]
+
+    prefix = []
+    if self.pool == "cls":
+      prefix.append(self.param("cls", nn.initializers.zeros, (1, self.width)))
+    if self.registers:
+      prefix.append(
+        self.param("registers", nn.initializers.normal(0.02), (self.registers, self.width))
+      )
+    count = sum(p.shape[0] for p in prefix)
+    if prefix:
+      first = jnp.concatenate(prefix).astype(dtype)[None]
+      x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], *first.shape[1:])), x], axis=1)
+
+    rope = None
+    if self.pos_embed == "rope":
+      rope = pos.rope_2d(grid, self.width // self.num_heads, prefix=count)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = Encoder(
+      self.depth,
+      self.num_heads,
+      self.mlp_dim,
+      self.gelu,
+      self.dropout,
+      self.drop_path,
+      self.scan,
+      self.remat,
+      dtype,
+      name="encoder",
+    )(x, rope=rope, train=train)
+    first, x = x[:, :count], x[:, count:]
+    out = {"tokens": x, "prefix": first}
+
+    if self.pool == "cls":
+      x = first[:, 0]
+    elif self.pool == "gap":
+      x = jnp.mean(x, axis=1)
+    elif self.pool == "map":
+      x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, name="pool")(x)
+    if self.pool != "none":
+      out["pooled"] = x
+    if self.num_classes is not None:
+      x = out["logits"] = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+    return x, out
+
+
+def make(
+  variant: str | None = None, *, patch_size: int | tuple[int, int] | None = None, **kwargs: Any
+) -> ViT:
+  """A ViT from a name such as "B/16", "So400m/14" or "B", other attributes by keyword.
+
+  Raises:
+    UserError: an unknown size, attribute, pooling or position, or a patch that is not a number.
+  """
+  where = "config.model: ViT"
+  if variant is not None:
+    size, _, patch = variant.partition("/")
+    if size not in SIZES:
+      raise unknown(f"{where} variant", size, list(SIZES))
+    if patch and not patch.isdigit():
+      raise UserError(f"{where} variant {variant!r}: the patch is not a number; write 'B/16'")
+    names = ("width", "depth", "mlp_dim", "num_heads")
+    kwargs = {**dict(zip(names, SIZES[size])), **kwargs}
+    patch_size = patch_size or (int(patch) if patch else None)
+  if patch_size is not None:
+    kwargs["patch_size"] = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
+  if "image_size" in kwargs:
+    kwargs["image_size"] = tuple(kwargs["image_size"])
+  for key, known in (("pool", POOLS), ("pos_embed", POSITIONS)):
+    if kwargs.get(key, known[0]) not in known:
+      raise unknown(f"{where} {key}", kwargs[key], known)
+  model = call(ViT, kwargs, where)
+  if model.width % model.num_heads:
+    raise UserError(f"{where} width {model.width} is not a multiple of {model.num_heads} heads")
+  return model
