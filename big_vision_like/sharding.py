@@ -43,7 +43,7 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
       raise unknown("config.mesh: axis", name, axes.ALL)
     if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
       raise UserError(f"config.mesh.{name} = {size!r}; expected a positive number, or -1")
-  sizes = {name: cfg[name] if name in cfg else 1 for name in axes.ALL}
+  sizes = {name: cfg.get(name, 1) for name in axes.ALL}
   free = [name for name, size in sizes.items() if size == -1]
   if len(free) > 1:
     raise UserError(f"config.mesh: {' and '.join(free)} are both -1; one axis takes what is left")

@@ -1,4 +1,4 @@
-"""The training state: everything a run needs to go on, and nothing that knows which method it is."""
+"""The training state: all a run needs to go on, and nothing that knows which method it is."""
 
 from typing import Any, NamedTuple
 
