@@ -43,7 +43,7 @@ def _of_equation(eqn: core.JaxprEqn) -> int:
   if name == "scan":
     return params["length"] * sum(inner)
   if name == "shard_map":
-    # Axes that split no input repeat the same work: hardware does it, the model does not ask for it.
+    # Axes that split no input repeat the same work, which the model did not ask for.
     return sum(inner) * math.prod(params["mesh"].shape[a] for a in _split_over(params["in_specs"]))
   if name.startswith("custom_"):  # the primal; its derivative rules are other jaxprs
     return inner[0]
