@@ -82,14 +82,16 @@ def batch_spec(cfg: Config) -> dict[str, jax.ShapeDtypeStruct]:
   return out
 
 
-def build(config: Any, *, num_examples: int | None, devices: Any = None) -> Built:
+def build(config: Any, *, num_examples: int | None, mesh: Any = None) -> Built:
   """Method, optimizer, mesh and shardings, by shapes alone: no array is made, nothing compiles.
+
+  `mesh` may be a `jax.sharding.AbstractMesh`: a pod that is not here.
 
   Raises:
     UserError: an unknown name or key, shapes or sizes that do not fit each other.
   """
   config = config_lib.wrap(config)
-  mesh = sharding.make_mesh(config.mesh, devices)
+  mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
   batch_size = config.input.batch_size
   sharding.check_batch(batch_size, mesh)
   step.check_accumulate(config.grad_accum, batch_size, sharding.num_batch_shards(mesh))

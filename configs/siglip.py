@@ -70,7 +70,7 @@ def get_config(arg=None):
 def smoke(c):
   """Minutes on two CPU cores, data that ships with scikit-learn."""
   tokens = "tokenize(20, model='train:digit_pairs', vocab_size=64)"
-  image = "resize(16, 32)|value_range(-1, 1)"
+  image = "value_range(-1, 1)"
   c.total_steps = 1500
   c.model = dict(
     image=dict(
@@ -81,7 +81,7 @@ def smoke(c):
       patch_size=(4, 4),
       pool="map",
       pos_embed="learn",
-      image_size=(16, 32),
+      image_size=(8, 16),
       dtype="float32",
     ),
     text=dict(
@@ -99,14 +99,14 @@ def smoke(c):
   c.input = dict(
     source="digit_pairs(split='train')",
     pp=f"{image}|{tokens}|keep(image, text)",
-    spec=dict(image="float32(16, 32, 1)", text="int32(20)"),
+    spec=dict(image="float32(8, 16, 1)", text="int32(20)"),
     batch_size=128,
   )
   c.optim = dict(
     name="adamw",
-    lr=1e-3,
+    lr=2e-3,
     b2=0.95,
-    weight_decay=1e-4,
+    weight_decay=1e-2,
     clip_norm=1.0,
     schedule=dict(name="cosine", warmup_steps=100),
   )

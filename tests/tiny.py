@@ -10,7 +10,7 @@ def config(steps: int = 6, **overrides):
   c.total_steps = steps
   for tower in (c.model.image, c.model.text):
     tower.update(width=32, depth=2, mlp_dim=64, num_heads=2)
-  c.model.image.patch_size = (8, 8)
+  c.model.image.patch_size = (4, 8)
   c.input.batch_size = 16
   c.optim.schedule = dict(name="cosine", warmup_steps=2)
   c.log.every_steps = 1

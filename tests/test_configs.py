@@ -1,0 +1,74 @@
+"""Every config: the full-scale default lowers for a pod, by shapes alone; smoke is read whole."""
+
+import importlib
+import json
+import math
+import pathlib
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from big_vision_like import axes, step, tree
+from big_vision_like import train as trainer
+from big_vision_like.models import vit
+
+ROOT = pathlib.Path(__file__).parents[1]
+NAMES = sorted(f.stem for f in (ROOT / "configs").glob("*.py") if f.stem != "common")
+
+# Published parameter counts of the defaults (all of `params`).
+PARAMETERS = {"siglip": 203_155_970}
+
+
+def get(name, arg=None):
+  return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_default_lowers_on_256_devices(name):
+  mesh = AbstractMesh((1, 256, 1, 1), axes.ALL, axis_types=(AxisType.Auto,) * 4)
+  built = trainer.build(get(name), num_examples=None, mesh=mesh)
+  assert tree.num_params(built.abstract.params) == PARAMETERS[name]
+  train_step = step.make_train_step(
+    built.method, built.tx, seed=0, shardings=built.shardings, accumulate=built.config.grad_accum
+  )
+  with jax.sharding.use_abstract_mesh(mesh):
+    lowered = train_step.trace(built.abstract, built.batch).lower(lowering_platforms=("tpu",))
+  assert "collective_permute" in lowered.as_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(name):
+  """tests/golden shows how far an edit to a shared default reaches; rewrite it when it is meant."""
+  file = ROOT / "tests" / "golden" / f"{name}.json"
+  now = json.loads(get(name).to_json())
+  assert json.loads(file.read_text()) == now, f"if meant: write configs/{name}.py's JSON to {file}"
+
+
+def test_arguments():
+  config = get("siglip", "variant=L/16,res=384,batch_size=512,data=coco_captions")
+  assert config.model.image.image_size == (384, 384) and config.input.batch_size == 512
+  assert "coco_captions" in config.input.source and config.model.text.variant == "L"
+  with pytest.raises(ValueError, match="'rse' is unknown; this config takes variant, res"):
+    get("siglip", "rse=3")
+  with pytest.raises(ValueError, match="res='big' is not of type int"):
+    get("siglip", "res=big")
+
+
+@pytest.mark.parametrize(
+  "variant, pool, millions",
+  [
+    ("B/16", "cls", 85.8),
+    ("L/16", "cls", 303.3),
+    ("So400m/14", "map", 427.7),
+    ("H/14", "cls", 630.8),
+    ("g/14", "cls", 1011),
+    ("G/14", "cls", 1843),
+  ],
+)
+def test_published_sizes_of_image_towers(variant, pool, millions):
+  """Without a head; the papers round (B 86 M, L 307 M with its head, H 632 M, g 1.01 B, G 1.84 B)."""
+  image = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
+  model = vit.make(variant, pool=pool)
+  params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+  assert math.isclose(tree.num_params(params) / 1e6, millions, rel_tol=2e-3)

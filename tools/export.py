@@ -1,0 +1,66 @@
+"""Checkpoints out: python -m tools.export --workdir DIR --format FORMAT --out DIR
+
+`params.safetensors` or `params.npz` hold the parameters by path; `<predict>.stablehlo` a function
+of the batch with the parameters baked in, for any batch size. `config.json` goes with them.
+"""
+
+import argparse
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+
+from big_vision_like import train, tree
+from big_vision_like.config import UserError, run_main, unknown
+from big_vision_like.interop import files, stablehlo
+
+FORMATS = ("safetensors", "npz", "stablehlo")
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", required=True)
+  parser.add_argument("--format", required=True, choices=FORMATS)
+  parser.add_argument("--out", required=True, type=pathlib.Path)
+  parser.add_argument("--step", type=int, help="a saved step; the newest by default")
+  parser.add_argument("--predict", help="stablehlo: which functions, by comma; all by default")
+  args = parser.parse_args(argv)
+  config, method, state, _ = train.restore(args.workdir, args.step)
+
+  if args.format == "stablehlo":
+    names = args.predict.split(",") if args.predict else list(method.predict)
+    state = jax.device_get(state)
+    spec = train.batch_spec(config.input)
+    for name in names:
+      if name not in method.predict:
+        raise unknown("--predict", name, list(method.predict))
+      file = args.out / f"{name}.stablehlo"
+      _export(file, method.predict[name], state, spec)
+      print(file)
+  else:
+    arrays = {k: np.asarray(v) for k, v in tree.flatten(jax.device_get(state.params)).items()}
+    file = args.out / f"params.{args.format}"
+    {"safetensors": files.save_safetensors, "npz": files.save_npz}[args.format](file, arrays)
+    print(file)
+  shutil.copy(pathlib.Path(args.workdir) / "config.json", args.out / "config.json")
+  return 0
+
+
+def _export(file: pathlib.Path, predict, state, spec) -> None:
+  """Only what the function reads becomes an argument: the keys whose absence is an error."""
+  needed = dict(spec)
+  for key in list(spec):
+    rest = {k: v for k, v in needed.items() if k != key}
+    try:
+      jax.eval_shape(lambda b: predict(state.params, state.aux, b, None), rest)
+      needed = rest
+    except KeyError:
+      continue
+  if not needed:
+    raise UserError(f"{file.stem} reads nothing of {', '.join(spec)}; it cannot be exported")
+  stablehlo.save(file, lambda batch: predict(state.params, state.aux, batch, None), needed)
+
+
+if __name__ == "__main__":
+  run_main(main)
