@@ -67,7 +67,7 @@ def test_arguments():
   ],
 )
 def test_published_sizes_of_image_towers(variant, pool, millions):
-  """Without a head; the papers round (B 86 M, L 307 M with its head, H 632 M, g 1.01 B, G 1.84 B)."""
+  """Without a head; published: B 86 M, L 304 M, So 428 M, H 632 M, g 1.01 B, G 1.84 B."""
   image = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
   model = vit.make(variant, pool=pool)
   params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]

@@ -55,7 +55,7 @@ def test_evaluate_repeats_the_scores_of_training(workdir, capsys):
 )
 def test_export_of_parameters_to_the_bit(workdir, saved, tmp_path, form, load):
   assert export.main(["--workdir", str(workdir), "--format", form, "--out", str(tmp_path)]) == 0
-  found = load(tmp_path / f"params.{form}")
+  found = getattr(files, f"load_{form}")(tmp_path / f"params.{form}")
   expected = tree.flatten(jax.device_get(saved[2].params))
   assert found.keys() == expected.keys()
   for name in expected:
@@ -105,7 +105,7 @@ def test_report_is_one_page(workdir, tmp_path):
     assert part in page, part
   assert 'src="http' not in page and "<script" not in page
   assert report.main(["--workdir", str(workdir), str(workdir), "--out", str(out)]) == 0
-  with pytest.raises(UserError, match="no config.json"):
+  with pytest.raises(UserError, match=r"no config.json"):
     report.main(["--workdir", str(tmp_path)])
 
 
