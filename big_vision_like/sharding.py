@@ -168,6 +168,7 @@ def plan(shapes: Any, rules: Sequence[tuple[str, str]], mesh: Mesh) -> tuple[Any
       if tactic.name not in TACTICS:
         raise unknown(f"{where} {regex!r}: tactic", tactic.name, tuple(TACTICS))
   rows, notes = [], []
+  of_opt: dict[str, list[str]] = {}  # why -> leaves; one note for each why
 
   def place(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
     index = tree.first_match(patterns, path)
@@ -181,9 +182,12 @@ def plan(shapes: Any, rules: Sequence[tuple[str, str]], mesh: Mesh) -> tuple[Any
       args = (Leaf(path, leaf.shape, dims, mesh), *tactic.args)
       if (note := call(TACTICS[tactic.name], tactic.kwargs, at, *args)) is None:
         continue
-      if tactic.name == "shard" and path.split("/")[0] != "opt":
+      if path.startswith("opt/"):
+        of_opt.setdefault(f"not split by {tactic}: {note}", []).append(f"{path} {leaf.shape}")
+      elif tactic.name == "shard":
         raise UserError(f"{at}: {path} {leaf.shape}: {note}")
-      notes.append(f"note: {path} {leaf.shape} is not split by {tactic}: {note}")
+      else:
+        notes.append(f"note: {path} {leaf.shape} is not split by {tactic}: {note}")
     sharding = NamedSharding(mesh, P(*dims))
     split = math.prod(mesh.shape[d] for d in dims if d is not None)
     size = leaf.size * leaf.dtype.itemsize // split
@@ -191,6 +195,7 @@ def plan(shapes: Any, rules: Sequence[tuple[str, str]], mesh: Mesh) -> tuple[Any
     return sharding
 
   shardings = tree.map_with_name(place, shapes)
+  notes += [f"note: {len(x)} leaves such as {x[0]} are {why}" for why, x in of_opt.items()]
   notes += [
     f"note: rule {regex!r} -> {text!r} matched nothing"
     for i, (regex, text, _) in enumerate(parsed)
