@@ -141,7 +141,7 @@ def _adafactor(
   decayed,
   *,
   b1=0.9,
-  b2=0.999,
+  beta2_cap=0.999,
   decay_rate=0.8,
   clipping=1.0,
   min_dim_size_to_factor=128,
@@ -150,10 +150,10 @@ def _adafactor(
 ):
   """Adafactor (arXiv:1804.04235) as in Scaling Vision Transformers (arXiv:2106.04560, Sec. 3.4).
 
-  Momentum `b1` in bfloat16, no scaling by the parameter, beta2 = 1 - t^-decay_rate up to `b2`.
+  Momentum `b1` in bfloat16, no scaling by the parameter, beta2 = 1 - t^-decay_rate, capped.
   128 as smallest factored dimension also keeps a stack's depth from being factored.
   """
-  rate = lambda step, exponent: jnp.minimum(b2, 1.0 - (step + 1.0) ** -exponent)
+  rate = lambda step, exponent: jnp.minimum(beta2_cap, 1.0 - (step + 1.0) ** -exponent)
   out = [
     optax.scale_by_factored_rms(
       decay_rate=decay_rate,

@@ -300,7 +300,8 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
           values |= {f"schedule/{k}": float(fn(at - 1)) for k, fn in built.schedules.items()}
           if at % log_every == 0 or at == total:
             writer.write(at, values)
-          progress.update(at, loss=values["train/loss"], data_wait=batches.wait_seconds)
+          rates = progress.update(at, loss=values["train/loss"], data_wait=batches.wait_seconds)
+          writer.scalars(at, rates)
 
         due = [n for n, every in eval_every.items() if at % every == 0 or at == total]
         if due and not stop:

@@ -69,7 +69,7 @@ def get_config(arg=None):
 
 def smoke(c):
   """Minutes on two CPU cores, data that ships with scikit-learn."""
-  tokens = "tokenize(16, model='train:digit_pairs', vocab_size=64)"
+  tokens = "tokenize(20, model='train:digit_pairs', vocab_size=64)"
   image = "resize(16, 32)|value_range(-1, 1)"
   c.total_steps = 1500
   c.model = dict(
@@ -90,7 +90,7 @@ def smoke(c):
       mlp_dim=128,
       num_heads=4,
       vocab_size=64,
-      max_len=16,
+      max_len=20,
       pool="last",
       dtype="float32",
     ),
@@ -99,7 +99,7 @@ def smoke(c):
   c.input = dict(
     source="digit_pairs(split='train')",
     pp=f"{image}|{tokens}|keep(image, text)",
-    spec=dict(image="float32(16, 32, 1)", text="int32(16)"),
+    spec=dict(image="float32(16, 32, 1)", text="int32(20)"),
     batch_size=128,
   )
   c.optim = dict(

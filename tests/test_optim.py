@@ -161,6 +161,16 @@ def test_adafactor_by_hand():
   np.testing.assert_allclose(updates["w"], -expected, rtol=1e-5)
 
 
+def test_adafactor_beta2_is_capped():
+  """Capped at 0, each step is the gradient's sign."""
+  params = {"w": jnp.array([1.0, 2.0])}
+  tx, _ = make(dict(name="adafactor", lr=1.0, b1=0, beta2_cap=0.0), params)
+  state = tx.init(params)
+  for scale in (1.0, 10.0):
+    updates, state = tx.update({"w": jnp.array([scale, -scale])}, state, params)
+    np.testing.assert_allclose(updates["w"], [-1.0, 1.0], rtol=1e-5)
+
+
 def test_adafactor_state_is_small():
   params = {"blocks": {"kernel": jnp.zeros((2, 128, 256))}}
   tx, _ = make(dict(name="adafactor", lr=1.0), params)
@@ -315,6 +325,7 @@ def test_all_keys_count_as_read():
     (dict(b1="x"), "config.optim.b1"),
     (dict(nesterov=1), "expected True or False"),
     (dict(mu_dtype="bf16"), "bfloat16"),
+    (dict(schedule=dict(name="cosine", warmup_steps=1, warmup_percent=2)), "given 2 times"),
     (dict(clip_norm=0), "config.optim.clip_norm = 0"),
     (dict(schedule=dict(name="cosin")), "did you mean cosine"),
     (dict(schedule=dict(name="cosine", warmup=3)), "did you mean warmup_"),

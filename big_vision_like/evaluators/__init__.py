@@ -1,0 +1,72 @@
+"""One score family, one file: `Evaluator(config, predict, mesh)`, `run(state) -> {metric: value}`.
+
+Evaluators are handed jitted `predict` functions and a state; they never see a method. What all of
+them need is here: walking over a split exactly, each example once, on any number of devices.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from big_vision_like import axes
+from big_vision_like.config import Config, UserError
+from big_vision_like.input import ops, pipeline
+from big_vision_like.input.sources import open_source
+
+
+def need(predict: Mapping[str, Callable], name: str, cfg: Config) -> Callable:
+  """`predict[name]`, or a `UserError` that says what the method has."""
+  if name not in predict:
+    raise UserError(f"{cfg.path}: the method has no predict {name!r}; it has {', '.join(predict)}")
+  return predict[name]
+
+
+class Split:
+  """A split of a data set, opened once, as batches on the mesh.
+
+  `cfg` has source, pp and batch_size; rounded up to a multiple of the batch shards.
+  """
+
+  def __init__(self, cfg: Config, mesh: jax.sharding.Mesh):
+    shards = int(np.prod([mesh.shape[n] for n in axes.BATCH if n in mesh.axis_names]))
+    self.mesh = mesh
+    self.batch_size = -(-cfg.get("batch_size", 128) // shards) * shards
+    self.source, self.pp, self.where = cfg.source, cfg.pp, cfg.path
+    self._batches()  # opens the source and parses the ops: mistakes show before any compile
+
+  def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+    return pipeline.eval_batches(
+      self.source,
+      self.pp,
+      batch_size=self.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      where=self.where,
+    )
+
+  def map(self, fn: Callable[[Any], Any]) -> dict[str, np.ndarray]:
+    """`fn(batch) -> dict of [B, ...]` over the split: all rows in order, no padding.
+
+    The batch's own arrays of rank 1 (`label`, `index`, ...) are in the result too.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    with jax.set_mesh(self.mesh):
+      for host in self._batches():
+        batch = axes.put_batch(self.mesh, host)
+        small = {k: v for k, v in batch.items() if v.ndim == 1}
+        rows = axes.to_host({**small, **fn(batch)})
+        keep = rows.pop("_mask")
+        parts.append({k: np.asarray(v)[keep] for k, v in rows.items()})
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+  def images(self, rows: list[int]) -> list[np.ndarray]:
+    """Those rows' images as uint8 [H, W, 1 or 3], for people: stretched to their own range."""
+    source, op = open_source(self.source, self.where), ops.build(self.pp, self.where)
+    out = []
+    for i in rows:
+      rng = np.random.Generator(np.random.Philox(key=0, counter=int(i) << 64))
+      image = op(dict(source[int(i)]), rng)["image"].astype(np.float32)
+      out.append(np.round((image - image.min()) * (255 / (np.ptp(image) or 1.0))).astype(np.uint8))
+    return out

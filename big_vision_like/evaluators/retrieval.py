@@ -1,0 +1,62 @@
+"""Image-text retrieval: recall at 1, 5 and 10 both ways (Karpathy and Fei-Fei 2015)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from big_vision_like.config import Config
+from big_vision_like.evaluators import Split, need
+
+KS = (1, 5, 10)
+CHUNK = 1024  # queries compared at a time
+
+
+class Evaluator:
+  """Keys: source, pp (yields image and text), batch_size.
+
+  Examples with the same `image_id` are one image with several captions; examples with the same
+  tokens are one caption. Without `image_id` every example is its own image.
+  """
+
+  def __init__(self, config: Config, predict: Mapping[str, Callable], mesh: jax.sharding.Mesh):
+    self.split = Split(config, mesh)
+    self.image = need(predict, "image_embed", config)
+    self.text = need(predict, "text_embed", config)
+
+  def run(self, state: Any) -> dict[str, float]:
+    """`{"img2txt/R@1": ..., "txt2img/R@1": ..., ...}`."""
+    rows = self.split.map(
+      lambda b: {
+        "zimg": self.image(state.params, state.aux, b),
+        "ztxt": self.text(state.params, state.aux, b),
+        "tokens": b["text"],
+      }
+    )
+    ids = rows.get("image_id", rows["index"])
+    _, first, image = np.unique(ids, return_index=True, return_inverse=True)
+    texts, first_text, text = np.unique(
+      rows["tokens"], axis=0, return_index=True, return_inverse=True
+    )
+    pairs = np.zeros((len(first), len(texts)), bool)
+    pairs[image, text.reshape(-1)] = True
+    zimg, ztxt = rows["zimg"][first], rows["ztxt"][first_text]
+    out = {f"img2txt/R@{k}": v for k, v in recall(zimg, ztxt, pairs).items()}
+    return out | {f"txt2img/R@{k}": v for k, v in recall(ztxt, zimg, pairs.T).items()}
+
+
+def recall(queries: np.ndarray, items: np.ndarray, pairs: np.ndarray) -> dict[int, float]:
+  """Share of queries with a right item among the k nearest: {k: recall}.
+
+  queries [Q, E], items [N, E], pairs bool [Q, N]. A right item tied with wrong ones ranks behind
+  them, so that a collapsed model scores zero and not one.
+  """
+  ranks = []
+  for start in range(0, len(queries), CHUNK):
+    part = slice(start, start + CHUNK)
+    scores = queries[part] @ items.T
+    best = np.where(pairs[part], scores, -np.inf).max(axis=1, keepdims=True)
+    ranks.append(((scores >= best) & ~pairs[part]).sum(axis=1))
+  ranks = np.concatenate(ranks)
+  return {k: float((ranks < k).mean()) for k in KS}

@@ -1,0 +1,121 @@
+"""Zero-shot classification by captions, with prompt ensembles (Radford et al. 2021, Sec. 3.1.4)."""
+
+import importlib.resources
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from big_vision_like import axes
+from big_vision_like.config import Config, UserError
+from big_vision_like.evaluators import Split, need
+from big_vision_like.input import ops
+
+PACKAGES = ("big_vision_like.evaluators", "big_vision_like.input")
+
+
+def load_classes(name: str, where: str) -> tuple[list[str], list[list[str]]]:
+  """Class names, and for each class its texts: every template filled in.
+
+  `name` is a data file of the package or a path to JSON: `{"classes": [...], "templates": [...]}`;
+  a class is a name (for `{}`) or a dict (for `{key}`).
+
+  Raises:
+    UserError: no such file, or JSON of another form.
+  """
+  places = [importlib.resources.files(p) / "data" / f"{name}.json" for p in PACKAGES]
+  file = next((f for f in [*places, pathlib.Path(name)] if f.is_file()), None)
+  if file is None:
+    known = [f.name[:-5] for p in PACKAGES for f in _data(p)]
+    raise UserError(f"{where} = {name!r} is not a file, nor one of {', '.join(sorted(known))}")
+  try:
+    data = json.loads(file.read_text())
+    classes = [c if isinstance(c, dict) else {"": c} for c in data["classes"]]
+    fill = lambda t, c: t.format(c[""]) if "" in c else t.format(**c)
+    texts = [[fill(t, c) for t in data["templates"]] for c in classes]
+  except (ValueError, KeyError, TypeError, IndexError) as e:
+    raise UserError(f"{where}: {name!r} is not {{classes, templates}}: {e!r}") from None
+  return [" ".join(c.values()) for c in classes], texts
+
+
+def _data(package: str) -> list[Any]:
+  folder = importlib.resources.files(package) / "data"
+  return [f for f in folder.iterdir() if f.name.endswith(".json")] if folder.is_dir() else []
+
+
+class Evaluator:
+  """Keys: source, pp (yields image and label), pp_txt (ops on `text`), classes, batch_size.
+
+  A class is the normalised mean of the normalised embeddings of its texts.
+  """
+
+  def __init__(self, config: Config, predict: Mapping[str, Callable], mesh: jax.sharding.Mesh):
+    self.mesh = mesh
+    self.split = Split(config, mesh)
+    self.image = need(predict, "image_embed", config)
+    self.text = need(predict, "text_embed", config)
+    self.classes, texts = load_classes(config.classes, f"{config.path}.classes")
+    op = ops.build(config.pp_txt, f"{config.path}.pp_txt")
+    rng = np.random.default_rng(0)
+    self.tokens = np.stack([op({"text": t}, rng)["text"] for row in texts for t in row])
+
+  def class_embeddings(self, state: Any) -> np.ndarray:
+    """[K, E], of length 1."""
+    size, parts = self.split.batch_size, []
+    for start in range(0, len(self.tokens), size):
+      # Every process holds all texts; each gives its rows of the global batch.
+      rows = np.minimum(np.arange(start, start + size), len(self.tokens) - 1)
+      local = np.array_split(rows, jax.process_count())[jax.process_index()]
+      with jax.set_mesh(self.mesh):
+        batch = axes.put_batch(self.mesh, {"text": self.tokens[local]})
+        parts.append(axes.to_host(self.text(state.params, state.aux, batch)))
+    z = np.concatenate(parts)[: len(self.tokens)].astype(np.float64)
+    z = z.reshape(len(self.classes), -1, z.shape[-1]).mean(axis=1)
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+  def _scores(self, state: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    rows = self.split.map(lambda b: {"z": self.image(state.params, state.aux, b)})
+    return rows["z"] @ self.class_embeddings(state).T, rows
+
+  def run(self, state: Any) -> dict[str, float]:
+    """`{"accuracy": top 1, "top5": top 5 (with more than 5 classes)}`."""
+    scores, rows = self._scores(state)
+    right = np.take_along_axis(scores, rows["label"][:, None], axis=1)
+    # Ties count against the right class, so that a constant model scores zero.
+    rank = (scores >= right).sum(axis=1) - 1
+    out = {"accuracy": float((rank < 1).mean())}
+    return out | ({"top5": float((rank < 5).mean())} if len(self.classes) > 5 else {})
+
+  def examples(self, state: Any, count: int = 12) -> list[dict[str, Any]]:
+    """The first mistakes, then right answers: image (uint8), label, predictions [(name, score)]."""
+    scores, rows = self._scores(state)
+    wrong = scores.argmax(axis=1) != rows["label"]
+    chosen = [*np.flatnonzero(wrong)[: count // 2], *np.flatnonzero(~wrong)[:count]][:count]
+    images = self.split.images(chosen)
+    out = []
+    for i, image in zip(chosen, images):
+      top = np.argsort(-scores[i])[:3]
+      predictions = [(self.classes[k], float(scores[i, k])) for k in top]
+      label = self.classes[rows["label"][i]]
+      out.append({"image": image, "label": label, "predictions": predictions})
+    return out
+
+  def pictures(self, state: Any) -> dict[str, np.ndarray]:
+    """`similarity`: mean score of the images of each class (rows) with each class (columns)."""
+    scores, rows = self._scores(state)
+    present = np.unique(rows["label"])
+    means = np.stack([scores[rows["label"] == k].mean(axis=0) for k in present])[:, present]
+    return {"similarity": heatmap(means)}
+
+
+def heatmap(values: np.ndarray) -> np.ndarray:
+  """[H, W] -> uint8 [H', W', 3], low blue to high yellow, at least 400 pixels wide."""
+  from matplotlib import colormaps
+
+  span = np.ptp(values) or 1.0
+  colours = colormaps["viridis"]((values - values.min()) / span)[..., :3]
+  scale = max(1, -(-400 // values.shape[1]))
+  return np.round(colours * 255).astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
