@@ -1,322 +1,482 @@
-"""Optimizers from `config.optim`: any by name, schedules, decay masks, per-regex rates, boxes.
+"""The optimizer and its schedules, from `config.optim`.
 
-    config.optim = dict(
-      name="adamw", lr=1e-3, weight_decay=0.1, clip_norm=1.0, b2=0.95,
-      schedule=dict(name="cosine", warmup_percent=2.0),
-      wd_mask=".*kernel", lr_mults=[("image/.*", 0.1)], layer_decay=0.75,
-      project=[("logit_scale", "clip(0, 4.6052)")], groups=[("critic/.*", dict(lr=1e-4))],
-    )
+    update = -lr(step) * mult * (direction(grad) + weight_decay * param)
 
-One update: clip by global norm -> direction of the named optimizer -> + weight_decay * p where the
-mask says so -> times the leaf's multiplier -> times -lr * schedule(step) -> boxes. Weight decay is
-AdamW's (arXiv:1711.05101 as optax has it): times the learning rate. Where a recipe decouples it
-(big_vision), divide its value by its learning rate.
+`clip_norm` clips the gradients of all parameters together; `direction` is an optax transform by
+name; the decay is decoupled (arXiv:1711.05101) and follows the learning rate and its schedule, as
+in `optax.adamw` (big_vision's `wd` leaves the peak rate out: its `wd` is `lr * weight_decay` here);
+`mult` comes from `lr_mults` and `layer_decay`; `project` keeps parameters in boxes. Regexes follow
+`tree.matches`, the first match wins, and one that matches no parameter is an error.
+
+A scanned stack (a path component `blocks`) has its layers on a leading axis. What works per layer
+(trust ratios, block clipping, orthogonalisation, layer-wise decay) treats each slice as a leaf of
+its own, so that a scanned and an unrolled model train alike.
 """
 
+import inspect
+import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from big_vision_like import tree
-from big_vision_like.config import Config, Durations, UserError, call, parse_spec, unknown, wrap
+from big_vision_like.config import Config, Durations, UserError, parse_spec, unknown, wrap
 
-Schedule = Callable[[Any], Any]
-
-
-# -------------------------------------------------------------------------------------- schedules
-
-
-def _cosine(t: Any, end: float) -> Any:
-  return end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * t))
-
-
-def _linear(t: Any, end: float) -> Any:
-  return end + (1 - end) * (1 - t)
-
-
-def schedule(cfg: Config, *, total_steps: int, durations: Durations) -> Schedule:
-  """step -> factor of the learning rate, 1 at its peak.
-
-  `name`: cosine or linear (to `end_factor`), rsqrt (`timescale` steps, Zhai et al. 2022), constant.
-  `warmup_*`: linear from 0. `cooldown_*`: linear to 0 at the end, of whatever the schedule says.
-
-  Raises:
-    UserError: an unknown name or key, or a warm-up and cool-down longer than the run.
-  """
-  warmup = durations(cfg, "warmup", 0)
-  cooldown = durations(cfg, "cooldown", 0)
-  name = cfg.get("name", "cosine")
-  names = ("cosine", "linear", "rsqrt", "constant")
-  if name not in names:
-    raise unknown("config.optim.schedule.name", name, names)
-  end = cfg.get("end_factor", 0.0) if name in ("cosine", "linear") else 0.0
-  timescale = cfg.get("timescale", 10_000) if name == "rsqrt" else 1
-  if warmup + cooldown > total_steps:
-    raise UserError(
-      f"config.optim.schedule: warm-up {warmup} + cool-down {cooldown} steps exceed the run of "
-      f"{total_steps}"
-    )
-
-  def factor(step: Any) -> Any:
-    step = jnp.asarray(step, jnp.float32)
-    t = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
-    if name == "cosine":
-      value = _cosine(t, end)
-    elif name == "linear":
-      value = _linear(t, end)
-    elif name == "rsqrt":
-      value = jnp.sqrt(timescale / (timescale + jnp.maximum(step - warmup, 0.0)))
-    else:
-      value = jnp.ones(())
-    if warmup:
-      value = value * jnp.minimum(1.0, step / warmup)
-    if cooldown:
-      value = value * jnp.clip((total_steps - step) / cooldown, 0.0, 1.0)
-    return value
-
-  return factor
-
-
-# ------------------------------------------------------------------------------------- directions
-# Each returns (what runs before weight decay, what runs after it): trust ratios see the decay.
-
-
-def _adamw(b1=0.9, b2=0.999, eps=1e-8, mu_dtype=None):
-  return [optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)], []
-
-
-def _adafactor(b1=0.9, beta2_cap=0.999, decay_rate=0.8, min_dim_size_to_factor=32, eps=1e-30):
-  """Scaling Vision Transformers (arXiv:2106.04560), Sec. 3.4: factored second moment whose decay
-  1 - t^-0.8 is capped, momentum in bfloat16, no relative steps, no update clipping."""
-
-  def decay(step, rate):
-    return jnp.minimum(beta2_cap, 1.0 - (step + 1.0) ** -rate)
-
-  factored = optax.scale_by_factored_rms(
-    decay_rate=decay_rate,
-    min_dim_size_to_factor=min_dim_size_to_factor,
-    epsilon=eps,
-    decay_rate_fn=decay,
-  )
-  momentum = [optax.ema(b1, debias=False, accumulator_dtype=jnp.bfloat16)] if b1 else []
-  return [factored, *momentum], []
-
-
-def _lion(b1=0.9, b2=0.99, mu_dtype=None):
-  return [optax.scale_by_lion(b1, b2, mu_dtype=mu_dtype)], []
-
-
-def _sgd(momentum=0.9, nesterov=False):
-  return ([optax.trace(momentum, nesterov)] if momentum else []), []
-
-
-def _lars(momentum=0.9, trust_coefficient=0.001, eps=0.0, nesterov=False):
-  return [], [trust_ratio(trust_coefficient, eps), optax.trace(momentum, nesterov)]
-
-
-def _lamb(b1=0.9, b2=0.999, eps=1e-6):
-  return [optax.scale_by_adam(b1, b2, eps)], [trust_ratio(1.0, 0.0)]
-
-
-def _muon(beta=0.95, ns_steps=5, nesterov=True, b1=0.9, b2=0.95, eps=1e-8):
-  """Matrices inside the network by orthogonalised momentum, everything else by Adam.
-
-  0.2 sqrt(max(m, n)) gives the update Adam's RMS (arXiv:2502.16982, Sec. 2.2).
-  """
-  dims = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-
-  def rescale(updates, params=None):
-    del params
-    return jax.tree.map(lambda u: u * 0.2 * max(u.shape[-2:]) ** 0.5, updates)
-
-  def is_matrix(params):
-    inner = lambda n, p: p.ndim >= 2 and tree.matches(".*kernel", n) and "head/" not in n
-    return tree.map_with_name(lambda n, p: "muon" if inner(n, p) else "adam", params)
-
-  muon = optax.chain(
-    optax.contrib.scale_by_muon(
-      ns_steps=ns_steps,
-      beta=beta,
-      nesterov=nesterov,
-      weight_dimension_numbers=lambda params: jax.tree.map(lambda _: dims, params),
-    ),
-    optax.stateless(rescale),
-  )
-  adam = optax.scale_by_adam(b1, b2, eps)
-  return [optax.partition({"muon": muon, "adam": adam}, is_matrix)], []
-
-
-OPTIMIZERS = {
-  "adam": _adamw,
-  "adamw": _adamw,
-  "adafactor": _adafactor,
-  "lion": _lion,
-  "sgd": _sgd,
-  "lars": _lars,
-  "lamb": _lamb,
-  "muon": _muon,
-}
-
-
-def trust_ratio(coefficient: float, eps: float) -> optax.GradientTransformation:
-  """u * coefficient |p| / (|u| + eps) per layer: a scanned stack's leading axis counts layers."""
-
-  def scale(name: str, u: jax.Array, p: jax.Array) -> jax.Array:
-    axes = tuple(range(1 if "blocks/" in name else 0, u.ndim))
-    norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
-    up, pp = norm(u), norm(p)
-    ratio = jnp.where((up > 0) & (pp > 0), coefficient * pp / (up + eps), 1.0)
-    return u * ratio
-
-  return optax.stateless(lambda updates, params: tree.map_with_name(scale, updates, params))
-
-
-# -------------------------------------------------------------------------------- per-leaf rates
-
-
-def layer_ids(params: Any) -> Any:
-  """Depth of each leaf counted from the top: 0 for the head, depth + 1 for embeddings.
-
-  A leaf of a scanned stack (`.../encoder/blocks/...`) gets an array, one number a layer.
-  """
-  names = tree.flatten(params)
-  depth: dict[str, int] = {}
-  for name, leaf in names.items():
-    if found := re.match(r"(.*?)encoder/(blocks|block_(\d+))/", name):
-      layers = leaf.shape[0] if found[2] == "blocks" else int(found[3]) + 1
-      depth[found[1]] = max(depth.get(found[1], 0), layers)
-
-  def from_top(name: str, leaf: Any) -> Any:
-    root = next((r for r in sorted(depth, key=len, reverse=True) if name.startswith(r)), None)
-    if root is None:
-      return 0
-    rest = name[len(root) :]
-    if rest.startswith("encoder/blocks/"):
-      ids = depth[root] - jnp.arange(leaf.shape[0])
-      return ids.reshape(-1, *[1] * (leaf.ndim - 1))
-    if found := re.match(r"encoder/block_(\d+)/", rest):
-      return depth[root] - int(found[1])
-    first = ("patch_embed/", "embed/", "pos_embed", "cls", "registers")
-    return depth[root] + 1 if rest.startswith(first) else 0
-
-  return tree.map_with_name(from_top, params)
-
-
-def _multipliers(cfg: Config, params: Any) -> Any | None:
-  rules = [tuple(rule) for rule in cfg.get("lr_mults", ())]
-  decay = cfg.get("layer_decay")
-  if not rules and decay is None:
-    return None
-  _check_used([regex for regex, _ in rules], params, "lr_mults")
-
-  def of_leaf(name: str, _: Any, depth: Any) -> Any:
-    index = tree.first_match([regex for regex, _ in rules], name)
-    value = 1.0 if index is None else rules[index][1]
-    return value if decay is None else value * jnp.power(decay, depth)
-
-  return tree.map_with_name(of_leaf, params, layer_ids(params))
-
-
-def _check_used(patterns: list[str], params: Any, key: str) -> None:
-  for pattern in patterns:
-    try:
-      used = any(tree.matches(pattern, name) for name in tree.flatten(params))
-    except re.error as e:
-      raise UserError(f"config.optim.{key}: {pattern!r} is not a regex: {e}") from None
-    if not used:
-      raise UserError(f"config.optim.{key}: {pattern!r} matches no parameter")
-
-
-def _project(rules: list[tuple[str, str]], params: Any) -> optax.GradientTransformation:
-  """Parameter boxes: changes the update so that the new value lies inside."""
-  _check_used([regex for regex, _ in rules], params, "project")
-  boxes = []
-  for regex, text in rules:
-    calls = parse_spec(text, f"config.optim.project {regex!r}")
-    if len(calls) != 1 or calls[0].name != "clip" or len(calls[0].args) != 2:
-      raise UserError(f"config.optim.project: {text!r} for {regex!r}; expected 'clip(low, high)'")
-    boxes.append(calls[0].args)
-
-  def into_box(name: str, u: jax.Array, p: jax.Array) -> jax.Array:
-    index = tree.first_match([regex for regex, _ in rules], name)
-    return u if index is None else jnp.clip(p + u, *boxes[index]) - p
-
-  return optax.stateless(lambda updates, params: tree.map_with_name(into_box, updates, params))
-
-
-# ------------------------------------------------------------------------------------------- make
-
-COMMON = ("name", "lr", "weight_decay", "wd_mask", "clip_norm", "schedule", "lr_mults")
-COMMON += ("layer_decay", "project", "groups")
+Schedule = Callable[[Any], jax.Array]
+Shapes = Mapping[str, tuple[int, ...]]  # path -> shape
+COMMON = ("name", "lr", "schedule", "weight_decay", "wd_mask", "lr_mults", "layer_decay")
+WHOLE = ("clip_norm", "project", "groups")  # keys that no group can override
+EMBEDDING = r"(\w*embed\w*|cls(_token)?|mask_token|registers?)(/.*)?"
 
 
 def make(
   cfg: Mapping[str, Any], *, total_steps: int, durations: Durations, params: Any
 ) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
-  """`config.optim` -> (optax transformation, {"lr": step -> learning rate}).
+  """`config.optim` -> the transformation, and the learning rates by name for the log.
 
-  `params` are arrays or shapes. `groups = [(regex, overrides)]` gives the leaves that match other
-  settings (two players of an adversarial method); each group clips and logs (`lr_1`) by itself.
+  Args:
+    cfg: `name`, `lr` and, where wanted, `schedule`, `weight_decay`, `wd_mask` (a regex or several;
+      by default leaves named `kernel` of two dimensions or more), `lr_mults=[(regex, mult)]`,
+      `layer_decay` (arXiv:2106.08254: rate times decay^(depth - i) in block i counted from 0,
+      decay^(depth + 1) in embeddings, 1 elsewhere), `clip_norm`,
+      `project=[(regex, "clip(lo, hi)")]` and `groups=[(regex, overrides)]`: parameters with an
+      optimizer of their own, which inherits what it does not override (a group with another
+      `name` inherits none of the transform's own keys). All other keys belong to the transform.
+    total_steps: length of the run, the end of the schedules.
+    durations: reads `warmup_*`, `cooldown_*`, `timescale_*`.
+    params: arrays or `jax.ShapeDtypeStruct`s; only paths and shapes are used.
+
+  Returns:
+    The transformation, and `{"lr": fn, "lr_group0": fn, ...}`, each `step -> rate`.
 
   Raises:
-    UserError: an unknown optimizer, key or schedule, a value that is not a number, or a regex that
-      matches nothing.
+    UserError: an unknown name or key, a value of the wrong type, a regex that matches nothing.
   """
   cfg = wrap(cfg)
-  groups = [(regex, dict(over)) for regex, over in cfg.get("groups", ())]
-  rest = {k: v for k, v in cfg.items() if k != "groups"}
-  kwargs = dict(total_steps=total_steps, durations=durations)
-  if not groups:
-    return _one(cfg, params, **kwargs)
+  shapes = {name: tuple(x.shape) for name, x in tree.flatten(params).items()}
+  build = lambda c: _make_group(c, total_steps, durations, shapes)
+  main = Config({k: v for k, v in cfg.items() if k not in WHOLE}, cfg.path)
+  whole = Config({k: v for k, v in cfg.items() if k in WHOLE}, cfg.path)
+  tx, schedule = build(main)
+  schedules = {"lr": schedule}
 
-  _check_used([regex for regex, _ in groups], params, "groups")
-  patterns = [regex for regex, _ in groups]
-  index = lambda name: (found := tree.first_match(patterns, name)) is not None and found + 1
-  labels = tree.map_with_name(lambda name, _: str(int(index(name))), params)
-  transforms, schedules = {}, {}
-  for i, over in enumerate([{}, *[over for _, over in groups]]):
-    flat = {n: p for n, p in tree.flatten(params).items() if int(index(n)) == i}
-    settings = Config({**rest, **over}, cfg.path)
-    transforms[str(i)], found = _one(settings, tree.nest(flat), **kwargs)
-    schedules |= {f"{k}_{i}" if i else k: fn for k, fn in found.items()}
-  return optax.partition(transforms, labels), schedules
+  if groups := _pairs(whole, "groups", Mapping):
+    labels = dict.fromkeys(shapes, "main")
+    txs = {"main": tx}
+    for i, (regex, overrides) in reversed(list(enumerate(groups))):  # first match wins
+      where = f"{cfg.path}.groups {regex!r}"
+      if bad := [k for k in overrides if k in WHOLE]:
+        raise UserError(f"{where}: {bad[0]} holds for all parameters; set it in {cfg.path}")
+      inherited = main.to_dict()
+      if overrides.get("name", main.name) != main.name:
+        inherited = {k: v for k, v in inherited.items() if k in COMMON}
+      label = f"group{i}"
+      txs[label], schedules[f"lr_{label}"] = build(Config({**inherited, **overrides}, where))
+      labels |= dict.fromkeys(_find(regex, shapes, where), label)
+    tx = optax.partition(txs, tree.unflatten(params, labels))
+
+  before, after = [], []
+  if (clip := _number(whole, "clip_norm", None, above=0)) is not None:
+    before.append(optax.clip_by_global_norm(clip))
+  if boxes := _pairs(whole, "project", str):
+    after.append(_project(boxes, shapes, f"{cfg.path}.project"))
+  return optax.chain(*before, tx, *after), schedules
 
 
-def _one(
-  cfg: Config, params: Any, *, total_steps: int, durations: Durations
-) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
-  name = cfg.name
-  if name not in OPTIMIZERS:
-    raise unknown("config.optim.name", name, list(OPTIMIZERS))
-  for key in ("lr", "weight_decay", "clip_norm", "layer_decay"):
-    value = cfg.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-      raise UserError(f"config.optim.{key} = {value!r}; expected a number")
-  own = {k: cfg[k] for k in cfg if k not in COMMON}
-  before, after = call(OPTIMIZERS[name], own, f"config.optim ({name})")
-  lr = cfg.lr
-  factor = schedule(
-    cfg.get("schedule", {"name": "constant"}), total_steps=total_steps, durations=durations
+def _make_group(
+  cfg: Config, total_steps: int, durations: Durations, shapes: Shapes
+) -> tuple[optax.GradientTransformation, Schedule]:
+  schedule = make_schedule(
+    cfg.get("schedule", {"name": "constant"}), _number(cfg, "lr"), total_steps, durations
   )
-  rate = lambda step: lr * factor(step)
+  decay = _number(cfg, "weight_decay", 0.0)
+  decayed = _decayed(cfg, shapes)
+  core = _core(cfg, shapes, decayed)
+  steps = [*core.direction]
+  if decay:
+    steps.append(_by_name(lambda name, u, p: u + decay * p if name in decayed else u))
+  steps += [*core.trust, optax.scale_by_learning_rate(schedule)]
+  if mults := _lr_mults(cfg, shapes):
+    steps.append(_by_name(lambda name, u, p: u * mults[name].astype(u.dtype)))
+  return optax.chain(*steps, *core.momentum), schedule
 
-  chain = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.get("clip_norm") else []
-  chain += before
-  if cfg.get("weight_decay"):
-    pattern = cfg.get("wd_mask", ".*kernel")
-    _check_used([pattern], params, "wd_mask")
-    # A function of the tree it is given: under `groups` that tree has holes.
-    chain.append(optax.add_decayed_weights(cfg.weight_decay, lambda p: tree.mask(p, pattern)))
-  chain += after
-  if (mults := _multipliers(cfg, params)) is not None:
-    by_name = tree.flatten(mults)
-    scale = lambda n, u: u * jnp.asarray(by_name[n], u.dtype)
-    chain.append(optax.stateless(lambda u, _: tree.map_with_name(scale, u)))
-  chain.append(optax.scale_by_learning_rate(rate))
-  if rules := [tuple(rule) for rule in cfg.get("project", ())]:
-    chain.append(_project(rules, params))
-  return optax.chain(*chain), {"lr": rate}
+
+def _by_name(fn: Callable) -> optax.GradientTransformation:
+  """A stateless transform, `fn(path, update, param)`; leaves of other groups are not visited."""
+  return optax.stateless(lambda updates, params: tree.map_with_name(fn, updates, params))
+
+
+# -------------------------------------------------------------------------------------- transforms
+
+
+class Core(NamedTuple):
+  """What an optimizer does before the decay is added, after it, and after the learning rate."""
+
+  direction: Sequence[optax.GradientTransformation] = ()
+  trust: Sequence[optax.GradientTransformation] = ()
+  momentum: Sequence[optax.GradientTransformation] = ()
+
+
+def _adam(
+  shapes, decayed, *, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, mu_dtype=None, nesterov=False
+):
+  return Core([optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)])
+
+
+def _lion(shapes, decayed, *, b1=0.9, b2=0.99, mu_dtype=None):
+  return Core([optax.scale_by_lion(b1, b2, mu_dtype)])
+
+
+def _sgd(shapes, decayed, *, momentum=0.9, nesterov=False):
+  return Core([optax.trace(momentum, nesterov)] if momentum else [])
+
+
+def _adafactor(
+  shapes,
+  decayed,
+  *,
+  b1=0.9,
+  beta2_cap=0.999,
+  decay_rate=0.8,
+  clipping=1.0,
+  min_dim_size_to_factor=128,
+  eps=1e-30,
+  mu_dtype="bfloat16",
+):
+  """Adafactor (arXiv:1804.04235) as in Scaling Vision Transformers (arXiv:2106.04560, Sec. 3.4).
+
+  Momentum `b1` in bfloat16, no scaling by the parameter, beta2 = 1 - t^-decay_rate, capped.
+  128 as smallest factored dimension also keeps a stack's depth from being factored.
+  """
+  rate = lambda step, exponent: jnp.minimum(beta2_cap, 1.0 - (step + 1.0) ** -exponent)
+  out = [
+    optax.scale_by_factored_rms(
+      decay_rate=decay_rate,
+      min_dim_size_to_factor=min_dim_size_to_factor,
+      epsilon=eps,
+      decay_rate_fn=rate,
+    )
+  ]
+  if clipping:
+    out.append(_per_layer(optax.clip_by_block_rms(clipping)))
+  if b1:
+    out.append(optax.ema(b1, debias=False, accumulator_dtype=mu_dtype))
+  return Core(out)
+
+
+def _lars(shapes, decayed, *, momentum=0.9, nesterov=False, trust_coefficient=0.001, eps=0.0):
+  """LARS (arXiv:1708.03888); as is the practice, leaves without decay keep their plain gradient."""
+  trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps)
+  return Core([], [_per_layer(trust, decayed)], [optax.trace(momentum, nesterov)])
+
+
+def _lamb(shapes, decayed, *, b1=0.9, b2=0.999, eps=1e-6):
+  """LAMB (arXiv:1904.00962)."""
+  return Core([optax.scale_by_adam(b1, b2, eps)], [_per_layer(optax.scale_by_trust_ratio())])
+
+
+def _muon(
+  shapes, decayed, *, beta=0.95, ns_steps=5, nesterov=True, rms=0.2, b1=0.9, b2=0.999, eps=1e-8
+):
+  """Muon for the hidden matrices, Adam for the rest.
+
+  Hidden: two-dimensional kernels outside components named `*embed*` and `*head*`. Their update is
+  scaled to the root mean square `rms` of Adam's (arXiv:2502.16982, Eq. 4), so one rate serves both.
+  """
+  outside = re.compile(r"(^|/)[^/]*(embed|head)[^/]*(/|$)")
+  hidden = {
+    name
+    for name, shape in shapes.items()
+    if name.rsplit("/", 1)[-1] == "kernel" and _ndim(name, shape) == 2 and not outside.search(name)
+  }
+  # The last two axes are the matrix; a stack's depth in front of them is a batch of matrices.
+  numbers = lambda updates: jax.tree.map(
+    lambda u: optax.contrib.MuonDimensionNumbers(u.ndim - 2, u.ndim - 1), updates
+  )
+  matrices = optax.chain(
+    optax.contrib.scale_by_muon(
+      ns_steps=ns_steps, beta=beta, nesterov=nesterov, weight_dimension_numbers=numbers
+    ),
+    _by_name(lambda name, u, p: u * (rms * math.sqrt(max(u.shape[-2:])))),
+  )
+  labels = lambda params: tree.map_with_name(
+    lambda name, _: "muon" if name in hidden else "adam", params
+  )
+  return Core(
+    [optax.partition({"muon": matrices, "adam": optax.scale_by_adam(b1, b2, eps)}, labels)]
+  )
+
+
+TRANSFORMS = {
+  "adam": _adam,
+  "adamw": _adam,
+  "adafactor": _adafactor,
+  "lamb": _lamb,
+  "lars": _lars,
+  "lion": _lion,
+  "muon": _muon,
+  "sgd": _sgd,
+}
+# Taken from optax as `scale_by_<name>`; their keys are its keywords.
+FROM_OPTAX = (
+  "adadelta",
+  "adamax",
+  "adan",
+  "amsgrad",
+  "belief",
+  "novograd",
+  "radam",
+  "rms",
+  "rss",
+  "sm3",
+  "stddev",
+  "yogi",
+)
+
+
+def _core(cfg: Config, shapes: Shapes, decayed: set[str]) -> Core:
+  """The transform that `cfg.name` asks for, with all keys of `cfg` that are not common ones."""
+  name = cfg.name
+  if name in TRANSFORMS:
+    fn, args = TRANSFORMS[name], (shapes, decayed)
+  elif name in FROM_OPTAX:
+    fn, args = getattr(optax, f"scale_by_{name}"), ()
+  else:
+    raise unknown(f"{cfg.path}.name", name, (*TRANSFORMS, *FROM_OPTAX))
+  params = dict(list(inspect.signature(fn).parameters.items())[len(args) :])
+  kwargs = {}
+  for key in cfg:
+    if key in COMMON:
+      continue
+    if key not in params:
+      raise unknown(f"{cfg.path}: key", key, (*params, *COMMON, *WHOLE))
+    default = params[key].default
+    if isinstance(default, bool):
+      if not isinstance(cfg[key], bool):
+        raise UserError(f"{cfg.path}.{key} = {cfg[key]!r}; expected True or False")
+      kwargs[key] = cfg[key]
+    elif isinstance(default, (int, float)):
+      kwargs[key] = _number(cfg, key)
+    else:
+      kwargs[key] = cfg[key]
+    if key.endswith("dtype") and cfg[key] not in (None, "float32", "bfloat16"):
+      raise UserError(f"{cfg.path}.{key} = {cfg[key]!r}; expected 'float32' or 'bfloat16'")
+  core = fn(*args, **kwargs)
+  return core if isinstance(core, Core) else Core([core])
+
+
+def _per_layer(
+  tx: optax.GradientTransformation, only: set[str] | None = None
+) -> optax.GradientTransformation:
+  """A stateless transform leaf by leaf, layer by layer; `only` these leaves, where given."""
+  one = lambda u, p: tx.update(u, optax.EmptyState(), p)[0]
+
+  def fn(name, u, p):
+    if only is not None and name not in only:
+      return u
+    return (jax.vmap(one) if _is_stacked(name) else one)(u, p)
+
+  return _by_name(fn)
+
+
+# ------------------------------------------------------------------------------------ which leaves
+
+
+def _is_stacked(name: str) -> bool:
+  return "blocks" in name.split("/")
+
+
+def _ndim(name: str, shape: tuple[int, ...]) -> int:
+  """Dimensions of the leaf in one layer."""
+  return len(shape) - _is_stacked(name)
+
+
+def _find(regex: Any, shapes: Shapes, where: str) -> list[str]:
+  """The paths that match, at least one."""
+  try:
+    names = [name for name in shapes if tree.matches(regex, name)]
+  except re.error as e:
+    raise UserError(f"{where}: {regex!r} is not a regular expression: {e}") from None
+  if not names:
+    some = ", ".join(list(shapes)[:3])
+    raise UserError(f"{where}: {regex!r} matches no parameter; paths are such as {some}")
+  return names
+
+
+def _decayed(cfg: Config, shapes: Shapes) -> set[str]:
+  masks = cfg.get("wd_mask")
+  if masks is None:
+    is_kernel = lambda name, shape: name.rsplit("/", 1)[-1] == "kernel" and _ndim(name, shape) > 1
+    return {name for name, shape in shapes.items() if is_kernel(name, shape)}
+  masks, where = (masks,) if isinstance(masks, str) else masks, f"{cfg.path}.wd_mask"
+  if not isinstance(masks, Sequence) or not all(isinstance(m, str) for m in masks):
+    raise UserError(f"{where} = {masks!r}; expected a regex or a list of them")
+  return {name for regex in masks for name in _find(regex, shapes, where)}
+
+
+def _lr_mults(cfg: Config, shapes: Shapes) -> dict[str, np.ndarray]:
+  """path -> factor, [] or [depth, 1, ...] for a stack; empty where the config asks for none."""
+  pairs = _pairs(cfg, "lr_mults", (int, float))
+  decay = _number(cfg, "layer_decay", None, above=0)
+  if not pairs and decay is None:
+    return {}
+  mults = {name: np.float32(1) for name in shapes}
+  for regex, mult in reversed(pairs):  # first match wins
+    names = _find(regex, shapes, f"{cfg.path}.lr_mults")
+    mults |= dict.fromkeys(names, np.float32(mult))
+  if decay is None:
+    return mults
+  layers = _layer_mults(decay, shapes, f"{cfg.path}.layer_decay")
+  return {name: np.asarray(mults[name] * layers[name], np.float32) for name in shapes}
+
+
+def _layer_mults(decay: float, shapes: Shapes, where: str) -> dict[str, np.ndarray]:
+  """decay^(layers above the leaf); every stack of blocks counts its own depth."""
+  depths: dict[tuple[str, ...], int] = {}  # path of a stack's parent -> depth
+  block = {}  # path -> (parent, number of its block, or all of them for a stack)
+  for name, shape in shapes.items():
+    parts = tuple(name.split("/"))
+    for i, part in enumerate(parts):
+      if part == "blocks" or re.fullmatch(r"block_\d+", part):
+        index = np.arange(shape[0]) if part == "blocks" else int(part[len("block_") :])
+        block[name] = parts[:i], index
+        depths[parts[:i]] = max(depths.get(parts[:i], 0), int(np.max(index)) + 1)
+        break
+  if not depths:
+    raise UserError(f"{where} = {decay}: no parameter lies in 'blocks/...' or 'block_<i>/...'")
+
+  def depth_near(name: str) -> int:
+    """Depth of the stack that shares most of the path: that of the same tower."""
+    parts = name.split("/")
+    common = lambda parent: next(
+      (i for i, (a, b) in enumerate(zip(parent, parts)) if a != b), min(len(parent), len(parts))
+    )
+    return depths[max(depths, key=lambda parent: (common(parent), depths[parent]))]
+
+  out = {}
+  for name, shape in shapes.items():
+    if name in block:
+      parent, index = block[name]
+      mult = decay ** (depths[parent] - np.asarray(index, np.float32))
+      out[name] = mult.reshape(-1, *[1] * (len(shape) - 1)) if mult.ndim else mult
+    else:
+      is_embedding = re.search(rf"(?:^|/)(?:{EMBEDDING})$", name)
+      out[name] = np.float32(decay ** (depth_near(name) + 1) if is_embedding else 1.0)
+  return out
+
+
+def _project(
+  boxes: Sequence[tuple[str, str]], shapes: Shapes, where: str
+) -> optax.GradientTransformation:
+  """Changes the updates so that parameters end in their boxes (up to one rounding)."""
+  bounds: dict[str, tuple[float, float]] = {}
+  for regex, text in reversed(boxes):  # first match wins
+    calls = parse_spec(text, where)
+    is_number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
+    if len(calls) != 1 or calls[0].name != "clip" or calls[0].kwargs or len(calls[0].args) != 2:
+      raise UserError(f"{where}: {text!r} for {regex!r}; expected 'clip(lo, hi)'")
+    low, high = calls[0].args
+    if not (is_number(low) and is_number(high) and low <= high):
+      raise UserError(f"{where}: {text!r} for {regex!r}; expected two numbers, the smaller first")
+    bounds |= dict.fromkeys(_find(regex, shapes, where), (low, high))
+  return _by_name(lambda n, u, p: jnp.clip(p + u, *bounds[n]) - p if n in bounds else u)
+
+
+# --------------------------------------------------------------------------------------- schedules
+
+
+def make_schedule(
+  cfg: Mapping[str, Any], peak: float, total_steps: int, durations: Durations
+) -> Schedule:
+  """`step -> rate`: linear warm-up from 0, a body, linear cool-down to 0.
+
+      cosine     from peak to end_factor * peak by half a cosine, between warm-up and cool-down
+      linear     the same by a straight line
+      rsqrt      peak / sqrt(1 + (step - warmup) / timescale), timescale 10,000 steps by default
+      constant   peak
+
+  `warmup_*`, `cooldown_*`, `timescale_*` in steps, epochs, examples or percent. During cool-down
+  the body goes on (cosine and linear are at their end), times (total - step) / cooldown.
+
+  Raises:
+    UserError: an unknown schedule or key, a value that is not a number, phases longer than the run.
+  """
+  if not isinstance(cfg, Mapping):
+    raise UserError(
+      f"config.optim.schedule = {cfg!r}; expected a dict such as {{'name': 'cosine'}}"
+    )
+  cfg = wrap(cfg)
+  name = cfg.name
+  own = {"cosine": ["end_factor"], "linear": ["end_factor"], "rsqrt": ["timescale"], "constant": []}
+  if name not in own:
+    raise unknown(f"{cfg.path}.name", name, tuple(own))
+  spans = ["warmup", "cooldown"] + [k for k in own[name] if k == "timescale"]
+  known = ["name", *[f"{s}_{u}" for s in spans for u in Durations.UNITS]]
+  known += [k for k in own[name] if k == "end_factor"]
+  for key in cfg:
+    if key not in known:
+      raise unknown(f"{cfg.path} ({name}): key", key, known)
+  warmup, cooldown = durations(cfg, "warmup", 0), durations(cfg, "cooldown", 0)
+  if warmup + cooldown > total_steps:
+    raise UserError(
+      f"{cfg.path}: warm-up {warmup} and cool-down {cooldown} steps exceed the run's {total_steps}"
+    )
+  end = _number(cfg, "end_factor", 0.0)
+  timescale = durations(cfg, "timescale", 10_000) if name == "rsqrt" else 1
+  if timescale < 1:
+    raise UserError(f"{cfg.path}.timescale is {timescale} steps; expected at least 1")
+  span = max(total_steps - cooldown - warmup, 1)
+
+  def schedule(step: Any) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    done = jnp.clip((step - warmup) / span, 0.0, 1.0)
+    if name == "cosine":
+      body = end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+    elif name == "linear":
+      body = end + (1 - end) * (1 - done)
+    elif name == "rsqrt":
+      body = jax.lax.rsqrt(1 + jnp.maximum(step - warmup, 0) / timescale)
+    else:
+      body = jnp.float32(1)
+    up = jnp.minimum(step / warmup, 1.0) if warmup else 1.0
+    down = jnp.clip((total_steps - step) / cooldown, 0.0, 1.0) if cooldown else 1.0
+    return peak * body * up * down
+
+  return schedule
+
+
+# ------------------------------------------------------------------------------------------ values
+
+
+def _number(cfg: Config, key: str, *default: float | None, above: float | None = None) -> Any:
+  """`cfg[key]`, a finite number >= 0, or > `above`; `default` where the key is missing."""
+  value = cfg.get(key, *default) if default else cfg[key]
+  if value is None and default == (None,):
+    return None
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if (
+    not is_number or not math.isfinite(value) or value < 0 or (above is not None and value <= above)
+  ):
+    bound = ">= 0" if above is None else f"> {above}"
+    raise UserError(f"{cfg.path}.{key} = {value!r}; expected a number {bound}")
+  return value
+
+
+def _pairs(cfg: Config, key: str, kind: Any) -> list[tuple[str, Any]]:
+  """`cfg[key]` as a list of (regex, value of `kind`); empty where missing."""
+  pairs = cfg.get(key) or []
+  ok = lambda p: (
+    isinstance(p, (list, tuple))
+    and len(p) == 2
+    and isinstance(p[0], str)
+    and isinstance(p[1], kind)
+    and not isinstance(p[1], bool)
+  )
+  if not isinstance(pairs, (list, tuple)) or not all(ok(p) for p in pairs):
+    raise UserError(f"{cfg.path}.{key} = {pairs!r}; expected a list of (regex, value) pairs")
+  return list(pairs)

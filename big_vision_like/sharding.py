@@ -2,11 +2,14 @@
 
     (".*/(query|key|value|up)/kernel", "shard(-1, tensor)|fsdp")
 
-Tactics are piped: `replicate`, `fsdp` (the largest axis that is still free and divides), and
-`shard(dim, axis)`. The first rule that matches wins. Nothing happens silently: what could not be
-split, and a rule that nothing matched, stands in the table that `plan` returns.
+Tactics are piped: `replicate`, `fsdp(min_size=4096)` (the largest dimension that is still free and
+divides; leaves of fewer elements stay whole) and `shard(dim, axis)`. The first rule that matches
+wins. Nothing happens silently: what could not be split, and a rule that nothing matched, stands in
+the table that `plan` returns.
 """
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from big_vision_like import axes, tree
-from big_vision_like.config import UserError, parse_spec, unknown
+from big_vision_like.config import UserError, call, parse_spec, unknown
 
 DEFAULT_RULES = (
   (".*(query|key|value|up)/kernel", "shard(-1, tensor)|fsdp"),
@@ -64,6 +67,11 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
     )
     return Mesh(grid, axes.ALL, axis_types=auto)
   return jax.make_mesh(shape, axes.ALL, axis_types=auto, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Dimension 0 over the batch axes, the rest whole."""
+  return NamedSharding(mesh, P(tuple(n for n in axes.BATCH if n in mesh.axis_names)))
 
 
 def num_batch_shards(mesh: Mesh) -> int:
@@ -115,51 +123,79 @@ class Table(NamedTuple):
     rows = [row._asdict() | {"shape": list(row.shape)} for row in self.rows]
     return {"rows": rows, "notes": self.notes, "totals": self.totals(), "mesh": self.mesh}
 
-  def render(self) -> str:
-    """The parameters' rows, notes and totals as text (the optimizer follows its parameters)."""
+  def __str__(self) -> str:
+    return self.render()
+
+  def render(self, max_rows: int | None = None) -> str:
+    """The rows of params and aux (the largest `max_rows` of them), notes and totals as text."""
     rows = [r for r in self.rows if r.path.split("/")[0] in ("params", "aux")]
+    left_out = 0 if max_rows is None else max(0, len(rows) - max_rows)
+    if left_out:
+      keep = sorted(rows, key=lambda r: r.bytes_per_device, reverse=True)[:max_rows]
+      rows = [r for r in rows if r in keep]
     cells = [(r.path, str(r.shape), r.spec, r.rule, f"{r.bytes_per_device:,}") for r in rows]
     cells.insert(0, ("leaf", "shape", "sharding", "rule", "bytes/device"))
     widths = [max(len(c[i]) for c in cells) for i in range(5)]
     lines = ["  ".join(x.ljust(w) for x, w in zip(c, widths)).rstrip() for c in cells]
     mesh = " x ".join(f"{n}={s}" for n, s in self.mesh.items())
     totals = ", ".join(f"{k} {v / 2**20:,.2f} MiB" for k, v in self.totals().items())
-    return "\n".join([f"mesh {mesh}", *lines, *self.notes, f"a device holds: {totals}"])
+    more = [f"... and {left_out} smaller rows"] if left_out else []
+    return "\n".join([f"mesh {mesh}", *lines, *more, *self.notes, f"a device holds: {totals}"])
 
 
 def plan(shapes: Any, rules: Sequence[tuple[str, str]], mesh: Mesh) -> tuple[Any, Table]:
   """Shardings in the structure of `shapes`, and the table that says what went where.
 
+  Args:
+    shapes: pytree of arrays or `jax.ShapeDtypeStruct`s, usually a `State`.
+    rules: (regex over the path, tactics), the first match wins.
+    mesh: the mesh whose axes the tactics name.
+
   Raises:
-    UserError: a leaf without a rule, an unknown tactic, a `shard` whose axis does not divide.
+    UserError: a leaf without a rule, a tactic that is unknown or wrongly called, a `shard` whose
+      axis does not divide. Leaves of the optimizer that have not their parameter's shape (factored
+      moments) get a note instead.
   """
-  parsed = [
-    (regex, text, parse_spec(text, f"config.sharding.rules {regex!r}")) for regex, text in rules
-  ]
+  where = "config.sharding.rules"
+  parsed = [(regex, text, parse_spec(text, f"{where} {regex!r}")) for regex, text in rules]
   patterns, used = [regex for regex, _, _ in parsed], set()
+  for regex, _, tactics in parsed:
+    try:
+      re.compile(regex)
+    except re.error as e:
+      raise UserError(f"{where}: {regex!r} is not a regular expression: {e}") from None
+    for tactic in tactics:
+      if tactic.name not in TACTICS:
+        raise unknown(f"{where} {regex!r}: tactic", tactic.name, tuple(TACTICS))
   rows, notes = [], []
+  of_opt: dict[str, list[str]] = {}  # why -> leaves; one note for each why
 
   def place(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
     index = tree.first_match(patterns, path)
     if index is None:
-      raise UserError(f"config.sharding.rules: no rule matches {path}; end with ('.*', 'fsdp')")
+      raise UserError(f"{where}: no rule matches {path}; end with ('.*', 'fsdp')")
     used.add(index)
+    regex, text, tactics = parsed[index]
     dims: list[str | None] = [None] * len(leaf.shape)
-    for tactic in parsed[index][2]:
-      if tactic.name == "shard":
-        _shard(dims, leaf, mesh, path, *tactic.args)
-      elif tactic.name == "fsdp":
-        if (note := _fsdp(dims, leaf, mesh, path)) is not None:
-          notes.append(note)
-      elif tactic.name != "replicate":
-        raise unknown("config.sharding.rules: tactic", tactic.name, ("replicate", "fsdp", "shard"))
+    for tactic in tactics:
+      at = f"{where} {regex!r}: {tactic}"
+      args = (Leaf(path, leaf.shape, dims, mesh), *tactic.args)
+      if (note := call(TACTICS[tactic.name], tactic.kwargs, at, *args)) is None:
+        continue
+      if path.startswith("opt/"):
+        of_opt.setdefault(f"not split by {tactic}: {note}", []).append(f"{path} {leaf.shape}")
+      elif tactic.name == "shard":
+        raise UserError(f"{at}: {path} {leaf.shape}: {note}")
+      else:
+        notes.append(f"note: {path} {leaf.shape} is not split by {tactic}: {note}")
     sharding = NamedSharding(mesh, P(*dims))
-    split = int(np.prod([mesh.shape[d] for d in dims if d is not None], dtype=int))
+    split = math.prod(mesh.shape[d] for d in dims if d is not None)
     size = leaf.size * leaf.dtype.itemsize // split
-    rows.append(Row(path, leaf.shape, str(leaf.dtype), parsed[index][1], str(sharding.spec), size))
+    rows.append(Row(path, leaf.shape, str(leaf.dtype), text, str(sharding.spec), size))
     return sharding
 
   shardings = tree.map_with_name(place, shapes)
+  notes += [f"note: {len(x)} leaves such as {x[0]} are {why}" for why, x in of_opt.items()]
   notes += [
     f"note: rule {regex!r} -> {text!r} matched nothing"
     for i, (regex, text, _) in enumerate(parsed)
@@ -168,30 +204,49 @@ def plan(shapes: Any, rules: Sequence[tuple[str, str]], mesh: Mesh) -> tuple[Any
   return shardings, Table(rows, notes, {n: mesh.shape[n] for n in mesh.axis_names})
 
 
-def _shard(
-  dims: list[str | None], leaf: jax.ShapeDtypeStruct, mesh: Mesh, path: str, dim: int, axis: str
-) -> None:
-  """`shard(dim, axis)`, in place; leaves with too few dimensions (factored moments) stay whole."""
-  if axis not in mesh.axis_names:
-    raise unknown("config.sharding.rules: axis", axis, mesh.axis_names)
-  size = mesh.shape[axis]
-  if size == 1 or not -len(dims) <= dim < len(dims) or leaf.shape[dim] == 1:
-    return
-  if leaf.shape[dim] % size:
-    raise UserError(
-      f"config.sharding.rules: shard({dim}, {axis}) of {path} {leaf.shape}: {leaf.shape[dim]} does "
-      f"not divide by {axis} = {size}"
-    )
-  dims[dim] = axis
+class Leaf(NamedTuple):
+  """What a tactic sees; it writes mesh axes into `dims` and returns why it could not, or None."""
+
+  path: str
+  shape: tuple[int, ...]
+  dims: list[str | None]
+  mesh: Mesh
 
 
-def _fsdp(dims: list[str | None], leaf: jax.ShapeDtypeStruct, mesh: Mesh, path: str) -> str | None:
-  """`fsdp`, in place; returns a note where a leaf worth splitting does not divide."""
-  size = mesh.shape[axes.FSDP]
-  if size == 1 or leaf.size < MIN_SIZE:
-    return None
-  free = [i for i, d in enumerate(dims) if d is None and leaf.shape[i] % size == 0]
-  if not free:
-    return f"note: {path} {leaf.shape} stays whole: no free dimension divides by fsdp = {size}"
-  dims[max(free, key=lambda i: leaf.shape[i])] = axes.FSDP
+def _replicate(leaf: Leaf) -> str | None:
+  leaf.dims[:] = [None] * len(leaf.dims)
   return None
+
+
+def _shard(leaf: Leaf, dim: int, axis: str) -> str | None:
+  if axis not in leaf.mesh.axis_names:
+    raise unknown("config.sharding.rules: axis", axis, leaf.mesh.axis_names)
+  if isinstance(dim, bool) or not isinstance(dim, int):
+    raise UserError(f"config.sharding.rules: shard({dim!r}, {axis}): expected a number, as -1")
+  size = leaf.mesh.shape[axis]
+  if size == 1 or (leaf.path.startswith("opt/") and math.prod(leaf.shape) == 1):
+    return None  # nothing to split; factored moments leave placeholders of one element
+  if not -len(leaf.shape) <= dim < len(leaf.shape):
+    return f"it has {len(leaf.shape)} dimensions"
+  if leaf.shape[dim] % size:
+    return f"{leaf.shape[dim]} does not divide by {axis} = {size}"
+  if leaf.dims[dim] is not None or axis in leaf.dims:
+    return f"dimension {dim} or axis {axis} is taken by the tactic before"
+  leaf.dims[dim] = axis
+  return None
+
+
+def _fsdp(leaf: Leaf, min_size: int = MIN_SIZE) -> str | None:
+  size = leaf.mesh.shape.get(axes.FSDP, 1)
+  if size == 1 or math.prod(leaf.shape) < min_size:
+    return None
+  if axes.FSDP in leaf.dims:
+    return "it already is, by the tactic before"
+  free = [i for i, d in enumerate(leaf.dims) if d is None and leaf.shape[i] % size == 0]
+  if not free:
+    return f"no free dimension divides by fsdp = {size}"
+  leaf.dims[max(free, key=lambda i: leaf.shape[i])] = axes.FSDP
+  return None
+
+
+TACTICS = {"replicate": _replicate, "fsdp": _fsdp, "shard": _shard}

@@ -52,10 +52,9 @@ def sigmoid_loss(
   def rows(x, y, shift, scale, bias):
     """Sum over a block of rows x and columns y; column `shift + i` is the pair of row i."""
     logits = jnp.exp(scale) * _dot(x, y) + bias
-    # sum softplus(-z l) = sum softplus(l) - sum of the positives' l, since
-    # softplus(-l) = softplus(l) - l: no matrix of labels.
-    total = jnp.sum(jax.nn.softplus(logits))
-    return total - jnp.sum(jnp.where(_is_pair(logits, shift), logits, 0.0))
+    # -log sigmoid(z l) = softplus(-z l), pair by pair: subtracting the positives' logits from the
+    # sum of softplus(l) would be the same but cancels once they are large.
+    return jnp.sum(jax.nn.softplus(jnp.where(_is_pair(logits, shift), -logits, logits)))
 
   def dense(x, y, scale, bias):
     return rows(x, y, 0, scale, bias) / x.shape[0]
