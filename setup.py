@@ -42,6 +42,7 @@ setup(
     "safetensors",
     "matplotlib",
     "jinja2",
+    "flatbuffers",
   ],
   extras_require={
     "test": ["pytest", "hypothesis", "beartype", "chex", "ruff"],

@@ -36,6 +36,13 @@ def size(names: str | tuple[str, ...]) -> int:
   return int(np.prod([mesh.shape[n] for n in present(names)], dtype=int))
 
 
+def ambient(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
+  """Context in which `mesh` is the ambient mesh; an abstract one is enough to trace and lower."""
+  if isinstance(mesh, jax.sharding.AbstractMesh):
+    return jax.sharding.use_abstract_mesh(mesh)
+  return jax.set_mesh(mesh)
+
+
 def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
   """Constrains the sharding of `x`, a mesh axis (or tuple of them) or None for each dimension.
 

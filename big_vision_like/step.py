@@ -1,5 +1,6 @@
 """One jitted, donated training step for every method, and the jitted `predict` functions."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,8 +79,8 @@ def make_train_step(
     metrics = {
       **metrics,
       "loss": loss,
-      "grad_norm": optax.global_norm(grads),
-      "param_norm": optax.global_norm(params),
+      "grad_norm": optax.tree.norm(grads),
+      "param_norm": optax.tree.norm(params),
     }
     return State(params, aux, opt, state.step + 1), metrics
 
@@ -93,7 +94,7 @@ def make_train_step(
 def nonfinite(metrics: Mapping[str, Any]) -> list[str]:
   """Which of loss, gradients and parameters hold a NaN or Inf, by host values of one step."""
   names = {"loss": "loss", "grad_norm": "gradients", "param_norm": "parameters"}
-  return [what for key, what in names.items() if not jnp.isfinite(metrics[key])]
+  return [what for key, what in names.items() if not math.isfinite(metrics[key])]
 
 
 def jit_predict(method: Method) -> dict[str, Callable[..., Any]]:

@@ -24,6 +24,7 @@ from ml_collections import config_flags
 
 from big_vision_like import axes, checkpoint, cluster, flops, metrics, optim, sharding, step
 from big_vision_like import config as config_lib
+from big_vision_like import method as method_lib
 from big_vision_like import state as state_lib
 from big_vision_like.config import Config, Durations, UserError
 from big_vision_like.input import pipeline
@@ -82,6 +83,14 @@ def batch_spec(cfg: Config) -> dict[str, jax.ShapeDtypeStruct]:
   return out
 
 
+def make_method(config: Config) -> Method:
+  """`methods/<config.method>.py`, and the transforms that the config asks for."""
+  method = config_lib.find_module("methods", config.method, "config.method").make(config)
+  if patterns := tuple(config.get("freeze", ())):
+    method = method_lib.freeze(method, patterns)
+  return method
+
+
 def build(config: Any, *, num_examples: int | None, mesh: Any = None) -> Built:
   """Method, optimizer, mesh and shardings, by shapes alone: no array is made, nothing compiles.
 
@@ -101,11 +110,10 @@ def build(config: Any, *, num_examples: int | None, mesh: Any = None) -> Built:
     raise UserError("config.total_steps is missing (or total_epochs, total_examples); how long?")
   durations.total_steps = total_steps
 
-  make = config_lib.find_module("methods", config.method, "config.method").make
-  method = make(config)
+  method = make_method(config)
   batch = batch_spec(config.input)
   key = jax.random.key(config.seed)
-  with jax.set_mesh(mesh):
+  with axes.ambient(mesh):
     params, _ = jax.eval_shape(method.init, key, batch)
     tx, schedules = optim.make(
       config.optim, total_steps=total_steps, durations=durations, params=params
@@ -140,9 +148,9 @@ def model_flops(built: Built) -> int:
     return node
 
   config = config_lib.wrap(plain(built.config.to_dict()))
-  method = config_lib.find_module("methods", config.method, "config.method").make(config)
+  method = make_method(config)
   rng, count = jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
-  with jax.set_mesh(built.mesh):
+  with axes.ambient(built.mesh):
     return flops.count(
       value_and_grad(method), built.abstract.params, built.abstract.aux, built.batch, rng, count
     )
@@ -240,6 +248,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
     raise UserError(f"nothing reads {', '.join(unread)}; remove or correct the key")
   claim_workdir(workdir, config, force_config)
   lead = jax.process_index() == 0
+  peak = metrics.peak_flops(jax.local_devices()[0])
   if lead:
     print(built.table.render(), flush=True)
     (workdir / "sharding.json").write_text(json.dumps(built.table.to_json()))
@@ -276,7 +285,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
       start_step=start,
       batch_size=config.input.batch_size,
       flops_per_step=model_flops(built),
-      peak_flops=(metrics.peak_flops(jax.devices()[0]) or 0) * jax.device_count() or None,
+      peak_flops=peak and peak * jax.device_count(),
       enabled=lead,
     )
     ids: dict[int, np.ndarray] = {}
@@ -412,8 +421,10 @@ def main(argv: list[str] | None = None) -> int:
   flags.DEFINE_bool("force_config", False, "use a workdir of another config", flag_values=values)
   try:
     rest = values(argv or sys.argv)
-  except Exception as e:  # a config file may raise anything; the user sees the last line of it
-    raise UserError(f"{type(e).__name__}: {e}" if not str(e) else str(e)) from None
+    if values["config"].value is not None:
+      values["config"].value.to_dict()  # a file that is not there is noticed only now
+  except Exception as e:  # a config file may raise anything: its last line says what is wrong
+    raise UserError((str(e).strip().splitlines() or [type(e).__name__])[-1]) from None
   if len(rest) > 1:
     raise UserError(f"unknown argument {rest[1]!r}; flags are --config, --workdir, --force_config")
   for name in ("config", "workdir"):

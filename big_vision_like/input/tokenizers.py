@@ -62,6 +62,7 @@ def _train(source: str, vocab_size: int) -> bytes:
   SentencePieceTrainer.train(
     sentence_iterator=iter(captions),
     model_writer=out,
+    model_type="bpe",  # whole words even where captions are few; unigram falls back to letters
     vocab_size=vocab_size,
     hard_vocab_limit=False,
     pad_id=0,

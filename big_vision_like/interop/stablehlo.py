@@ -28,5 +28,5 @@ def load(path: str | pathlib.Path) -> Callable[[Mapping[str, jax.Array]], Any]:
   """The function again. Raises `UserError` where the file is missing or damaged."""
   try:
     return jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
-  except (OSError, ValueError) as e:
+  except Exception as e:  # the decoder raises whatever the bytes make it trip over
     raise UserError(f"{path} cannot be read as an exported function: {e}") from None

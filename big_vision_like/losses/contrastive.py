@@ -27,6 +27,13 @@ Embeddings = Float[Array, "B E"]
 Scalar = Float[Array, ""]
 
 
+def check_impl(impl: str) -> str:
+  """`impl`, or a `UserError` that names the known ones."""
+  if impl not in IMPLS:
+    raise unknown("config.loss.impl", impl, IMPLS)
+  return impl
+
+
 def sigmoid_loss(
   zimg: Embeddings,
   ztxt: Embeddings,
@@ -155,8 +162,7 @@ def _distributed(
   args: tuple[jax.Array, ...],
 ) -> jax.Array:
   """Runs `dense`, or sums `by_device[impl]` over the devices and divides by the global batch."""
-  if impl not in IMPLS:
-    raise unknown("config.loss.impl", impl, IMPLS)
+  check_impl(impl)
   names = axes.present(axis)
   if impl == "dense" or axes.size(names) == 1:
     return dense(*args)

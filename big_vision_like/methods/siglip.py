@@ -18,7 +18,7 @@ from big_vision_like.models import two_towers
 def make(config: Config) -> Method:
   """`config.model` goes to `two_towers.make`; `config.loss.impl` is dense, all_gather or ring."""
   model = two_towers.make(config.model)
-  impl = config.loss.impl
+  impl = contrastive.check_impl(config.loss.impl)
 
   def init(rng: jax.Array, batch: Batch) -> tuple[Params, Aux]:
     return model.init(rng, batch["image"], batch["text"])["params"], {}
