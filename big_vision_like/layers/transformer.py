@@ -142,6 +142,8 @@ class MapPool(nn.Module):
     """[B, N, D] -> [B, D]; mask [B, 1, 1, N] is True where a token counts."""
     probe = self.param("probe", xavier, (1, 1, x.shape[-1]))
     probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
+    probe = axes.constrain(probe, axes.BATCH)
     y = MultiHeadAttention(self.num_heads, self.dtype, name="attn")(probe, x, mask=mask)
+    y = axes.constrain(y, axes.BATCH)
     z = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
     return (y + Mlp(self.mlp_dim, self.gelu, 0.0, self.dtype, name="mlp")(z))[:, 0]

@@ -85,9 +85,10 @@ class TextTransformer(nn.Module):
     elif self.pool == "map":
       x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, name="pool")(x)
     if self.pool != "none":
-      out["pooled"] = x
+      x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
-      x = out["logits"] = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+      x = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+      x = out["logits"] = axes.constrain_batch(x)
     return x, out
 
 
