@@ -20,7 +20,7 @@ def params():
 
 def test_pools(params):
   """Each pool is the token, or the mean, that it names."""
-  want, _ = tiny(pool="none").apply({"params": params}, TOKENS)
+  want, _ = jax.jit(tiny(pool="none").apply)({"params": params}, TOKENS)
   assert want.shape == (2, 5, 32)
   picks = {
     "first": want[:, 0],
@@ -29,7 +29,7 @@ def test_pools(params):
     "argmax": want[np.arange(2), [1, 2]],
   }
   for pool, value in picks.items():
-    y, out = tiny(pool=pool).apply({"params": params}, TOKENS)
+    y, out = jax.jit(tiny(pool=pool).apply)({"params": params}, TOKENS)
     np.testing.assert_allclose(y, value, atol=1e-5, err_msg=pool)
     np.testing.assert_array_equal(out["pooled"], y)
 

@@ -48,8 +48,8 @@ def test_published_parameter_counts():
 
 
 def test_embeddings_and_intermediates(params):
-  model = two_towers.make(config())
-  zimg, ztxt, out = model.apply({"params": params}, IMAGE, TEXT)
+  apply = jax.jit(two_towers.make(config()).apply)
+  zimg, ztxt, out = apply({"params": params}, IMAGE, TEXT)
   for z in (zimg, ztxt):
     assert z.shape == (8, 32) and z.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(z, axis=-1), 1, rtol=1e-5)
@@ -59,10 +59,10 @@ def test_embeddings_and_intermediates(params):
   assert set(params) == {"image", "text", "logit_scale", "logit_bias"}
   assert "head" in params["text"] and "head" not in params["image"]
 
-  only, none, _ = model.apply({"params": params}, IMAGE, None)
+  only, none, _ = apply({"params": params}, IMAGE, None)
   np.testing.assert_allclose(only, zimg, atol=1e-6)
   assert none is None
-  none, only, out = model.apply({"params": params}, None, TEXT)
+  none, only, out = apply({"params": params}, None, TEXT)
   np.testing.assert_allclose(only, ztxt, atol=1e-6)
   assert none is None and not any(k.startswith("image/") for k in out)
 

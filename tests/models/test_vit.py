@@ -80,8 +80,8 @@ def test_another_resolution_resamples_the_learned_table():
   params = init(tiny())
   image = np.random.default_rng(1).normal(size=(2, 24, 32, 3)).astype(np.float32)
   other = params | {"pos_embed": resample_pos_embed(params["pos_embed"], (2, 3), (3, 4))}
-  a, out = tiny().apply({"params": params}, image)
-  b, _ = tiny(image_size=(24, 32)).apply({"params": other}, image)
+  a, out = jax.jit(tiny().apply)({"params": params}, image)
+  b, _ = jax.jit(tiny(image_size=(24, 32)).apply)({"params": other}, image)
   assert out["tokens"].shape == (2, 12, 32)
   np.testing.assert_allclose(a, b, atol=1e-6)
 
@@ -105,8 +105,8 @@ def test_bfloat16_computes_near_float32_with_float32_parameters():
   kwargs = dict(pool="map", registers=1, num_classes=4, pos_embed="rope")
   params = init(tiny(**kwargs, dtype="bfloat16"))
   assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
-  y, out = tiny(**kwargs, dtype="bfloat16").apply({"params": params}, IMAGE)
-  want, _ = tiny(**kwargs).apply({"params": params}, IMAGE)
+  y, out = jax.jit(tiny(**kwargs, dtype="bfloat16").apply)({"params": params}, IMAGE)
+  want, _ = jax.jit(tiny(**kwargs).apply)({"params": params}, IMAGE)
   assert y.dtype == out["tokens"].dtype == jnp.bfloat16
   assert np.isfinite(np.asarray(y, np.float32)).all()
   np.testing.assert_allclose(np.asarray(y, np.float32), want, atol=0.05 * np.abs(want).max())
