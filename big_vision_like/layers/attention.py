@@ -7,7 +7,29 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from big_vision_like.config import unknown
+
 xavier = nn.initializers.xavier_uniform()
+IMPLS = ("xla", "cudnn")
+
+
+def pick(
+  q: jax.Array, k: jax.Array, mask: jax.Array | None = None, backend: str | None = None
+) -> str:
+  """The kernel for these shapes on `backend` (None: the default one): "cudnn" or "xla".
+
+  cuDNN's flash attention takes half precision and heads of a multiple of 8 up to 128 (256 from
+  Hopper on; 128 is what every card has), and a mask only over even lengths where a gradient may be
+  taken. What it would refuse goes to XLA, so that a model never depends on the card.
+  """
+  flash = (
+    (backend or jax.default_backend()) == "gpu"
+    and q.dtype in (jnp.bfloat16, jnp.float16)
+    and q.shape[-1] % 8 == 0
+    and q.shape[-1] <= 128
+    and (mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0))
+  )
+  return "cudnn" if flash else "xla"
 
 
 def attention(
@@ -17,20 +39,20 @@ def attention(
   *,
   mask: jax.Array | None = None,
   causal: bool = False,
+  impl: str | None = None,
 ) -> jax.Array:
   """softmax(q k^T / sqrt(d)) v. q [B, N, H, d], k and v [B, M, H, d] -> [B, N, H, d].
 
-  `mask` [B, 1 or H, N, M] is True where a query may look. On a GPU, bf16 heads whose size is a
-  multiple of 8 go to cuDNN's flash attention; everything else to XLA, softmax in float32.
+  `mask` [B, 1 or H, N, M] is True where a query may look; `causal` lets query i see keys j <= i.
+  `impl` is "xla", "cudnn" or None: the one that `pick` finds. Softmax in float32.
+
+  Raises:
+    UserError: an unknown `impl`.
   """
-  flash = (
-    jax.default_backend() == "gpu"
-    and q.dtype in (jnp.bfloat16, jnp.float16)
-    and q.shape[-1] % 8 == 0
-  )
-  return jax.nn.dot_product_attention(
-    q, k, v, mask=mask, is_causal=causal, implementation="cudnn" if flash else "xla"
-  )
+  impl = pick(q, k, mask) if impl is None else impl
+  if impl not in IMPLS:
+    raise unknown("attention impl", impl, IMPLS)
+  return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=impl)
 
 
 class MultiHeadAttention(nn.Module):

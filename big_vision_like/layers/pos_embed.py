@@ -7,26 +7,40 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from big_vision_like.config import UserError
+
 Grid = tuple[int, int]
 
 
-def resample(table: jax.Array, old: Grid, new: Grid) -> jax.Array:
-  """A table [H*W, D] of grid `old` -> [H'*W', D] of grid `new`, bicubic with antialiasing."""
-  if old == new:
+def resample_pos_embed(table: jax.Array, old: Grid, new: Grid) -> jax.Array:
+  """A table [H*W, D] of grid `old` -> [H'*W', D] of grid `new`, bicubic with antialiasing.
+
+  In float32, whatever the table's dtype. The same grid gives the same table, bit for bit.
+
+  Raises:
+    UserError: the table does not have H*W rows.
+  """
+  if table.shape[0] != old[0] * old[1]:
+    raise UserError(
+      f"pos_embed has {table.shape[0]} rows; the grid {old[0]} x {old[1]} has {old[0] * old[1]}"
+    )
+  if tuple(old) == tuple(new):
     return table
-  image = rearrange(table, "(H W) D -> H W D", H=old[0])
+  image = rearrange(table.astype(jnp.float32), "(H W) D -> H W D", H=old[0])
   image = jax.image.resize(image, (*new, table.shape[-1]), "bicubic", antialias=True)
-  return rearrange(image, "H W D -> (H W) D")
+  return rearrange(image, "H W D -> (H W) D").astype(table.dtype)
 
 
 def sincos_2d(grid: Grid, width: int, temperature: float = 10_000.0) -> np.ndarray:
   """Fixed table [H*W, D] (MoCo v3, Sec. 4.2): quarters sin x, cos x, sin y, cos y.
 
+  The slowest frequency is 1 / temperature exactly, as in big_vision; MoCo v3 stops one short of it.
+
   Raises:
-    ValueError: width is not a multiple of 4.
+    UserError: width is not a multiple of 4.
   """
   if width % 4:
-    raise ValueError(f"sincos2d needs a width that is a multiple of 4, found {width}")
+    raise UserError(f"sincos2d needs a width that is a multiple of 4, found {width}")
   y, x = np.mgrid[: grid[0], : grid[1]].astype(np.float64)
   omega = temperature ** -(np.arange(width // 4) / max(width // 4 - 1, 1))
   x, y = (p.reshape(-1, 1) * omega for p in (x, y))
@@ -41,10 +55,10 @@ def rope_2d(
   The result rotates [B, prefix + H*W, heads, d]; the `prefix` tokens (class, registers) stay.
 
   Raises:
-    ValueError: head_dim is not a multiple of 4.
+    UserError: head_dim is not a multiple of 4.
   """
   if head_dim % 4:
-    raise ValueError(f"rope needs a head size that is a multiple of 4, found {head_dim}")
+    raise UserError(f"rope needs a head size that is a multiple of 4, found {head_dim}")
   omega = temperature ** -(np.arange(head_dim // 4) / (head_dim // 4))
   y, x = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
   angle = np.concatenate([y * omega, x * omega], axis=1)  # [H*W, d / 2]

@@ -6,19 +6,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vision_like import axes
-from big_vision_like.config import unknown
+from big_vision_like.config import UserError, unknown
 from big_vision_like.layers.attention import MultiHeadAttention, xavier
 from big_vision_like.layers.drop_path import DropPath
 from big_vision_like.layers.mlp import GELU, Mlp
 
 # What the backward pass keeps: everything, only block inputs, matrix products, or those of them
-# that have no batch dimension (the usual choice for transformers).
+# that have no batch dimension: the projections, not the N x N scores (the usual choice for
+# transformers, which MaxText calls "minimal").
 REMAT = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_saveable,
   "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check(model: nn.Module, where: str, **choices: tuple[str, ...]) -> None:
+  """What every transformer of `models/` can get wrong, before anything is traced.
+
+  Args:
+    model: has width, num_heads, remat, gelu and dtype.
+    where: begins the message, e.g. "config.model: ViT".
+    **choices: further attributes and the names they may have.
+
+  Raises:
+    UserError: the attribute, the value found, and the known or nearest ones.
+  """
+  choices |= dict(remat=tuple(REMAT), gelu=tuple(GELU), dtype=DTYPES)
+  for key, known in choices.items():
+    if getattr(model, key) not in known:
+      raise unknown(f"{where} {key}", getattr(model, key), known)
+  if model.width % model.num_heads:
+    raise UserError(f"{where} width {model.width} is not a multiple of {model.num_heads} heads")
 
 
 class Block(nn.Module):
@@ -120,6 +142,8 @@ class MapPool(nn.Module):
     """[B, N, D] -> [B, D]; mask [B, 1, 1, N] is True where a token counts."""
     probe = self.param("probe", xavier, (1, 1, x.shape[-1]))
     probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
+    probe = axes.constrain(probe, axes.BATCH)
     y = MultiHeadAttention(self.num_heads, self.dtype, name="attn")(probe, x, mask=mask)
+    y = axes.constrain(y, axes.BATCH)
     z = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
     return (y + Mlp(self.mlp_dim, self.gelu, 0.0, self.dtype, name="mlp")(z))[:, 0]

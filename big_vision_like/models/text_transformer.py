@@ -12,14 +12,14 @@ import jax.numpy as jnp
 
 from big_vision_like import axes
 from big_vision_like.config import UserError, call, unknown
-from big_vision_like.layers.transformer import Encoder, MapPool
+from big_vision_like.layers.transformer import Encoder, MapPool, check
 from big_vision_like.models.vit import SIZES
 
 POOLS = ("last", "first", "gap", "map", "argmax", "none")
 
 
 class TextTransformer(nn.Module):
-  """Parameters: embed [V, D], pos_embed [L, D], encoder, pool, head.
+  """Parameters: embed/embedding [V, D], pos_embed [L, D]; encoder, pool, head as in `vit.ViT`.
 
   Attributes:
     pool: which token is the text (`argmax`: the highest id), mean, attention pooling, or none.
@@ -85,9 +85,10 @@ class TextTransformer(nn.Module):
     elif self.pool == "map":
       x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, name="pool")(x)
     if self.pool != "none":
-      out["pooled"] = x
+      x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
-      x = out["logits"] = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+      x = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+      x = out["logits"] = axes.constrain_batch(x)
     return x, out
 
 
@@ -95,7 +96,8 @@ def make(variant: str | None = None, **kwargs: Any) -> TextTransformer:
   """A text tower from a size name such as "B", other attributes by keyword.
 
   Raises:
-    UserError: an unknown size, attribute or pooling.
+    UserError: an unknown size, attribute, pooling, remat policy, gelu or dtype, or a width that
+      the heads do not divide.
   """
   where = "config.model: text transformer"
   if variant is not None:
@@ -103,6 +105,6 @@ def make(variant: str | None = None, **kwargs: Any) -> TextTransformer:
       raise unknown(f"{where} variant", variant, list(SIZES))
     names = ("width", "depth", "mlp_dim", "num_heads")
     kwargs = {**dict(zip(names, SIZES[variant])), **kwargs}
-  if kwargs.get("pool", "last") not in POOLS:
-    raise unknown(f"{where} pool", kwargs["pool"], POOLS)
-  return call(TextTransformer, kwargs, where)
+  model = call(TextTransformer, kwargs, where)
+  check(model, where, pool=POOLS)
+  return model

@@ -1,12 +1,14 @@
 """Two towers into one space, with a learned temperature and bias (SigLIP, CLIP and kin)."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vision_like.config import Config
+from big_vision_like.config import UserError, call
 from big_vision_like.models import text_transformer, vit
 
 
@@ -43,17 +45,38 @@ class TwoTowers(nn.Module):
     return *embeddings, out
 
 
-def make(cfg: Config) -> TwoTowers:
-  """From `config.model`: image and text (keywords of the towers), temperature_init, bias_init.
+def make(cfg: Mapping[str, Any]) -> TwoTowers:
+  """From `config.model`: image, text (keywords of the towers), embed_dim and the initial values.
 
-  As in SigLIP's released models the image tower has no projection unless it sets `num_classes`;
-  the text tower projects to the image tower's output.
+  Without `embed_dim`, as in SigLIP's released models, the image tower has no projection and the
+  text tower projects to the image tower's width. With it, as in CLIP, both project to that size.
+  A tower's own `num_classes` wins over either.
 
   Raises:
-    UserError: an unknown key, size, or pooling.
+    UserError: a missing or unknown key, size or pooling, or towers that end in different sizes.
   """
-  image = vit.make(**cfg.image)
-  size = image.num_classes or image.width
-  text = text_transformer.make(**{"num_classes": size, **cfg.text})
-  bias = cfg.get("bias_init", -10.0)
-  return TwoTowers(image, text, cfg.get("temperature_init", 10.0), bias)
+  return call(_make, dict(cfg), "config.model")
+
+
+def _make(
+  image: Mapping[str, Any],
+  text: Mapping[str, Any],
+  embed_dim: int | None = None,
+  temperature_init: float = 10.0,
+  bias_init: float | None = -10.0,
+) -> TwoTowers:
+  image_tower = vit.make(**{"num_classes": embed_dim, **image})
+  size = image_tower.num_classes or image_tower.width
+  text_tower = text_transformer.make(**{"num_classes": size, **text})
+  text_size = text_tower.num_classes or text_tower.width
+  if size != text_size:
+    raise UserError(
+      f"config.model: image ends in {size} and text in {text_size} dimensions; "
+      "set embed_dim, or num_classes of one of them"
+    )
+  for name, tower in (("image", image_tower), ("text", text_tower)):
+    if tower.pool == "none":
+      raise UserError(f"config.model.{name}.pool = 'none'; two towers need one vector per example")
+  if temperature_init <= 0:
+    raise UserError(f"config.model.temperature_init = {temperature_init}; expected a number > 0")
+  return TwoTowers(image_tower, text_tower, temperature_init, bias_init)

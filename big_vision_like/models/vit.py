@@ -13,7 +13,7 @@ from big_vision_like import axes
 from big_vision_like.config import UserError, call, unknown
 from big_vision_like.layers import pos_embed as pos
 from big_vision_like.layers.patch_embed import PatchEmbed, grid_of
-from big_vision_like.layers.transformer import Encoder, MapPool
+from big_vision_like.layers.transformer import Encoder, MapPool, check
 
 SIZES = {  # width, depth, mlp_dim, num_heads
   "mu": (32, 2, 64, 2),  # for tests
@@ -32,6 +32,16 @@ POSITIONS = ("learn", "sincos2d", "rope", "none")
 
 class ViT(nn.Module):
   """Parameters: patch_embed, pos_embed [H*W, D], cls [1, D], registers [R, D], encoder, pool, head.
+
+      patch_embed/proj/{kernel [p*q*C, D], bias}          rows ordered (p, q, C)
+      encoder/blocks/{ln1, ln2}/{scale, bias}
+      encoder/blocks/attn/{query, key, value, out}/{kernel [D, D], bias}
+      encoder/blocks/mlp/{up, down}/{kernel [D, F] and [F, D], bias}
+      encoder/norm/{scale, bias}
+      pool/{probe [1, 1, D], attn/..., norm/..., mlp/...}  attention pooling only
+      head/{kernel [D, K], bias}
+
+  `blocks` has a leading depth axis; with scan=False it is `block_0`, `block_1`, ... without one.
 
   Attributes:
     image_size: (H, W) the learned table is made for; another input size resamples the table.
@@ -81,7 +91,7 @@ class ViT(nn.Module):
       table_grid = grid_of(*self.image_size, self.patch_size)
       init = nn.initializers.normal(self.width**-0.5)
       table = self.param("pos_embed", init, (table_grid[0] * table_grid[1], self.width))
-      x = x + pos.resample(table, table_grid, grid).astype(dtype)[None]
+      x = x + pos.resample_pos_embed(table, table_grid, grid).astype(dtype)[None]
     elif self.pos_embed == "sincos2d":
       x = x + jnp.asarray(pos.sincos_2d(grid, self.width), dtype)[None]
 
@@ -123,9 +133,10 @@ class ViT(nn.Module):
     elif self.pool == "map":
       x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, name="pool")(x)
     if self.pool != "none":
-      out["pooled"] = x
+      x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
-      x = out["logits"] = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+      x = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+      x = out["logits"] = axes.constrain_batch(x)
     return x, out
 
 
@@ -134,8 +145,12 @@ def make(
 ) -> ViT:
   """A ViT from a name such as "B/16", "So400m/14" or "B", other attributes by keyword.
 
+  `patch_size` and `image_size` may be one number for both directions; a `patch_size` and any other
+  attribute given beside a variant win over it.
+
   Raises:
-    UserError: an unknown size, attribute, pooling or position, or a patch that is not a number.
+    UserError: an unknown size, attribute, pooling, position, remat policy, gelu or dtype; a patch
+      that is not a number; a width that the heads, or an image that the patch, does not divide.
   """
   where = "config.model: ViT"
   if variant is not None:
@@ -150,11 +165,10 @@ def make(
   if patch_size is not None:
     kwargs["patch_size"] = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
   if "image_size" in kwargs:
-    kwargs["image_size"] = tuple(kwargs["image_size"])
-  for key, known in (("pool", POOLS), ("pos_embed", POSITIONS)):
-    if kwargs.get(key, known[0]) not in known:
-      raise unknown(f"{where} {key}", kwargs[key], known)
+    size = kwargs["image_size"]
+    kwargs["image_size"] = (size,) * 2 if isinstance(size, int) else tuple(size)
   model = call(ViT, kwargs, where)
-  if model.width % model.num_heads:
-    raise UserError(f"{where} width {model.width} is not a multiple of {model.num_heads} heads")
+  check(model, where, pool=POOLS, pos_embed=POSITIONS)
+  if model.pos_embed == "learn":
+    grid_of(*model.image_size, model.patch_size)
   return model
