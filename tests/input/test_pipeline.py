@@ -178,7 +178,8 @@ def test_prefetch_ends_and_closes_what_it_reads():
     finally:
       closed.set()
 
-  with pipeline.prefetch_to_device(endless(), lambda x: x) as batches:
+  reader = endless()  # kept here, so that nothing but `close` ends it
+  with pipeline.prefetch_to_device(reader, lambda x: x) as batches:
     next(batches)
     thread = batches._thread
   assert closed.is_set() and not thread.is_alive()
