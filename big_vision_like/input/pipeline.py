@@ -20,13 +20,15 @@ from big_vision_like.input.sources import open_source
 
 Batch = dict[str, np.ndarray]
 
+# Sources that draw their examples use small keys: the ops must not see the same numbers again.
+_OPS_KEY = 1 << 64
+
 
 class _Preprocess:
   """`(index, example) -> example`, with the index's own randomness; bad examples are replaced."""
 
-  def __init__(self, source: Any, spec: str, where: str, seed: int, max_bad: float):
-    self.source, self.seed, self.max_bad = source, seed, max_bad
-    self.op = ops.build(spec, where)
+  def __init__(self, source: Any, name: str, op: ops.Op, seed: int, max_bad: float):
+    self.source, self.name, self.op, self.seed, self.max_bad = source, name, op, seed, max_bad
     self.bad = self.seen = 0
     self.lock = threading.Lock()
 
@@ -37,7 +39,7 @@ class _Preprocess:
     for attempt in range(len(self.source)):
       chosen = (index + attempt) % len(self.source)
       try:
-        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=at << 64))
+        rng = np.random.Generator(np.random.Philox(key=_OPS_KEY + self.seed, counter=at << 64))
         return self.op(dict(self.source[chosen]), rng)
       except Exception as e:
         self._count(chosen, e)
@@ -47,12 +49,15 @@ class _Preprocess:
     note = "; ".join(getattr(error, "__notes__", []))
     with self.lock:
       self.bad += 1
-      logging.warning("bad example %d (%s: %s) %s", index, type(error).__name__, error, note)
+      logging.warning(
+        "bad example %d (%s: %s) %s of %s", index, type(error).__name__, error, note, self.name
+      )
       # The first 100 examples are too few to call it a fraction.
       if self.bad > self.max_bad * max(self.seen, 100):
         raise RuntimeError(
           f"{self.bad} of {self.seen} examples are bad, more than input.max_bad_fraction = "
-          f"{self.max_bad}; the last: example {index}, {type(error).__name__}: {error} {note}"
+          f"{self.max_bad}; the last: example {index} of {self.name}, "
+          f"{type(error).__name__}: {error} {note}"
         ) from error
 
 
@@ -76,19 +81,24 @@ def train_batches(
   max_bad_fraction. Each batch holds this process's rows and their global `index`.
 
   Raises:
-    UserError: an unknown source or op, or a batch that does not divide by the processes.
+    UserError: an unknown source or op, an empty source, a setting out of its range, or a batch that
+      does not divide by the processes.
   """
   import grain
 
   cfg = cfg if isinstance(cfg, Config) else wrap({"input": cfg}).input
-  if batch_size % process_count:
-    raise UserError(
-      f"config.input.batch_size = {batch_size} does not divide by {process_count} processes"
-    )
-  source = open_source(cfg.source)
-  preprocess = _Preprocess(
-    source, cfg.pp, "config.input.pp", seed, cfg.get("max_bad_fraction", 0.01)
-  )
+  source, op = open_source(cfg.source), ops.build(cfg.pp, "config.input.pp")
+  _check_batch("config.input", batch_size, process_count)
+  if not len(source):
+    raise UserError(f"config.input.source = {cfg.source!r} has no examples")
+  if not 0 <= seed < 1 << 32:
+    raise UserError(f"config.seed = {seed}; expected 0 to 2^32 - 1")
+  num_threads = _at_least(cfg, "num_threads", 8, 0)
+  prefetch = _at_least(cfg, "prefetch", 2, 1)
+  max_bad = cfg.get("max_bad_fraction", 0.01)
+  if not isinstance(max_bad, (int, float)) or not 0 <= max_bad <= 1:
+    raise UserError(f"config.input.max_bad_fraction = {max_bad!r}; expected 0 to 1")
+  preprocess = _Preprocess(source, cfg.source, op, seed, max_bad)
   order = grain.MapDataset.range(len(source)).seed(seed)
   if cfg.get("shuffle", True):
     order = order.shuffle()
@@ -96,11 +106,24 @@ def train_batches(
   first = start_step * batch_size
   stream = order.map_with_index(lambda at, index: {"index": at, **preprocess(at, index)})
   local = batch_size // process_count
-  read = grain.ReadOptions(
-    num_threads=cfg.get("num_threads", 8), prefetch_buffer_size=cfg.get("prefetch", 2) * local
-  )
+  # Always given: the default of 500 elements would be gigabytes of images.
+  read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch * local)
   rows = _rows(stream, first, batch_size, process_index * local, local)
   return iter(rows.to_iter_dataset(read).batch(local, batch_fn=_stack))
+
+
+def _check_batch(where: str, batch_size: int, process_count: int) -> None:
+  if batch_size < 1 or batch_size % process_count:
+    raise UserError(
+      f"{where}.batch_size = {batch_size} does not divide by {process_count} processes"
+    )
+
+
+def _at_least(cfg: Config, key: str, default: int, low: int) -> int:
+  value = cfg.get(key, default)
+  if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    raise UserError(f"config.input.{key} = {value!r}; expected a whole number >= {low}")
+  return value
 
 
 def _rows(stream: Any, first: int, batch_size: int, offset: int, local: int) -> Any:
@@ -140,11 +163,8 @@ def eval_batches(
   Raises:
     UserError: an unknown source or op, or a batch that does not divide by the processes.
   """
-  if batch_size % process_count:
-    raise UserError(
-      f"{where}.batch_size = {batch_size} does not divide by {process_count} processes"
-    )
   data, op = open_source(source, f"{where}.source"), ops.build(pp, f"{where}.pp")
+  _check_batch(where, batch_size, process_count)
   local = batch_size // process_count
 
   def batches() -> Iterator[Batch]:
@@ -162,25 +182,32 @@ def eval_batches(
 class prefetch_to_device:
   """Runs `put(batch)` on a thread, up to `size` batches ahead; an iterator and context manager.
 
-  `wait_seconds` adds up the time the consumer stood still: the data-wait of the progress line.
+  `wait_seconds` adds up the time the consumer stood still: the data-wait of the progress line; set
+  it to 0 to start over. An exception of the thread is raised where its batch was due; after it, and
+  after `close`, the iterator is at its end.
   """
 
   def __init__(self, batches: Iterator[Any], put: Callable[[Any], Any], size: int = 2):
     self.wait_seconds = 0.0
+    self._ended = False
     self._queue: queue.Queue = queue.Queue(maxsize=size)
     self._stop = threading.Event()
     self._thread = threading.Thread(target=self._work, args=(batches, put), daemon=True)
     self._thread.start()
 
   def _work(self, batches: Iterator[Any], put: Callable[[Any], Any]) -> None:
+    end: BaseException | None = None
     try:
       for batch in batches:
         self._offer((put(batch), None))
         if self._stop.is_set():
-          return
-      self._offer((None, StopIteration()))
+          break
     except BaseException as e:  # raised again where the consumer asks for the batch
-      self._offer((None, e))
+      end = e
+    finally:
+      self._offer((None, end or StopIteration()))
+      if hasattr(batches, "close"):  # ends the threads that read ahead
+        batches.close()
 
   def _offer(self, item: Any) -> None:
     while not self._stop.is_set():
@@ -193,16 +220,26 @@ class prefetch_to_device:
     return self
 
   def __next__(self) -> Any:
+    if self._ended:
+      raise StopIteration
     began = time.perf_counter()
     batch, error = self._queue.get()
     self.wait_seconds += time.perf_counter() - began
     if error is not None:
+      self._ended = True
       raise error
     return batch
+
+  def close(self) -> None:
+    """Stops the thread, after the batch it is at."""
+    self._ended = True
+    self._stop.set()
+    self._thread.join(timeout=10)
+    if self._thread.is_alive():
+      logging.warning("the input is still reading 10 s after it was closed")
 
   def __enter__(self) -> "prefetch_to_device":
     return self
 
   def __exit__(self, *_: Any) -> None:
-    self._stop.set()
-    self._thread.join(timeout=10)
+    self.close()

@@ -39,7 +39,8 @@ def sentencepiece(model: str, vocab_size: int | None = None) -> SentencePiece:
   """From a path, or `train:SOURCE` where SOURCE is a data source such as `digit_pairs`.
 
   Raises:
-    UserError: no such file, or a file that is not a SentencePiece model.
+    UserError: no such file, a file that is not a SentencePiece model, a source without texts, or a
+      `vocab_size` below its number of characters.
   """
   if model.startswith("train:"):
     return SentencePiece(_train(model.removeprefix("train:"), vocab_size or 1000))
@@ -57,19 +58,26 @@ def _train(source: str, vocab_size: int) -> bytes:
   from big_vision_like.input.sources import open_source
 
   examples = open_source(source, "op tokenize: model")
-  captions = sorted({examples[i]["text"] for i in range(min(TRAIN_ON, len(examples)))})
+  rows = (examples[i] for i in range(min(TRAIN_ON, len(examples))))
+  captions = sorted({row["text"] for row in rows if isinstance(row.get("text"), str)})
+  if not captions:
+    raise UserError(f"op tokenize: model 'train:{source}': the source has no key 'text' of strings")
   out = io.BytesIO()
-  SentencePieceTrainer.train(
-    sentence_iterator=iter(captions),
-    model_writer=out,
-    model_type="bpe",  # whole words even where captions are few; unigram falls back to letters
-    vocab_size=vocab_size,
-    hard_vocab_limit=False,
-    pad_id=0,
-    eos_id=1,
-    unk_id=2,
-    bos_id=-1,
-    num_threads=1,  # the result depends on the number of threads
-    minloglevel=2,
-  )
+  try:
+    SentencePieceTrainer.train(
+      sentence_iterator=iter(captions),
+      model_writer=out,
+      model_type="bpe",  # whole words even where captions are few; unigram falls back to letters
+      vocab_size=vocab_size,
+      hard_vocab_limit=False,
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=-1,
+      num_threads=1,  # the result depends on the number of threads
+      minloglevel=2,
+    )
+  except RuntimeError as e:
+    reason = str(e).rsplit("] ", 1)[-1]
+    raise UserError(f"op tokenize: vocab_size = {vocab_size!r}: {reason}") from None
   return out.getvalue()

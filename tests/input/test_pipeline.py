@@ -1,5 +1,6 @@
 """Position is (seed, index): batches are the same for any number of processes and any start."""
 
+import threading
 import time
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from big_vision_like.config import UserError
 from big_vision_like.input import ops, pipeline, sources, tokenizers
+from big_vision_like.input.sources import digits
 from big_vision_like.input.sources.digits import NEW_PAIRS, WORDS
 
 PP = "random_crop(8, 12)|flip_lr|value_range(-1, 1)|drop(text)"
@@ -67,12 +69,41 @@ def test_held_out_pairs_and_scans_are_never_trained_on():
   pairs = {divmod(train[i]["label"], 10) for i in range(2000)}
   assert len(NEW_PAIRS) == 20 and not pairs & NEW_PAIRS and len(pairs) == 80
   assert {divmod(new[i]["label"], 10) for i in range(300)} <= NEW_PAIRS
-  forbidden = {f"{WORDS[a]} left of {WORDS[b]}" for a, b in NEW_PAIRS}
-  forbidden |= {f"{WORDS[b]} right of {WORDS[a]}" for a, b in NEW_PAIRS}
+  forbidden = {
+    t.format(left=WORDS[a], right=WORDS[b]) for a, b in NEW_PAIRS for t in digits._templates()
+  }
+  assert len(forbidden) == 20 * len(digits._templates())
   assert not {train[i]["text"] for i in range(2000)} & forbidden
+  for side in (0, 1):
+    assert {pair[side] for pair in pairs} == set(range(10))
   scans = [sources.open_source(f"digits(split='{s}')") for s in ("train", "test")]
   assert sum(map(len, scans)) == 1797
   assert len(scans[1]) == pytest.approx(0.2 * 1797, abs=5)
+
+
+def test_an_example_depends_on_its_index_alone_whatever_the_integer():
+  source = sources.open_source("digit_pairs(split='val')")
+  for i in (0, 1, 7):
+    assert_same(source[np.int64(i)], source[i])
+  assert len({source[np.int64(i)]["label"] for i in range(20)}) > 5
+
+
+def test_ops_draw_other_numbers_than_the_source(monkeypatch):
+  class Drawn:
+    def __len__(self):
+      return 32
+
+    def __getitem__(self, i):
+      rng = np.random.Generator(np.random.Philox(key=3, counter=int(i) << 64))
+      return {"x": rng.random()}
+
+  monkeypatch.setattr(pipeline, "open_source", lambda spec: Drawn())
+  monkeypatch.setattr(
+    pipeline.ops, "build", lambda *_: lambda example, rng: {**example, "op": rng.random()}
+  )
+  [batch] = read(1, shuffle=False)
+  assert not np.isin(batch["x"], batch["op"]).any()
+  assert len(np.unique(batch["op"])) == 8
 
 
 def test_eval_covers_every_example_once():
@@ -116,6 +147,7 @@ def test_bad_examples_are_replaced_and_counted(monkeypatch, caplog):
     assert_same(a, b)
   assert not np.isin(np.concatenate([b["x"] for b in one]), (0, 50)).any()
   assert "bad example 50 (ValueError: truncated file)" in caplog.text
+  assert f"of {CFG['source']}" in caplog.text
   with pytest.raises(RuntimeError, match=r"more than input.max_bad_fraction = 0.01"):
     read(20, pp="", max_bad_fraction=0.01)
 
@@ -132,6 +164,52 @@ def test_prefetch_keeps_order_raises_and_measures():
     assert batches.wait_seconds > 0
     with pytest.raises(ValueError, match="from the worker"):
       next(batches)
+    with pytest.raises(StopIteration):
+      next(batches)
+
+
+def test_prefetch_ends_and_closes_what_it_reads():
+  closed = threading.Event()
+
+  def endless():
+    try:
+      while True:
+        yield 1
+    finally:
+      closed.set()
+
+  reader = endless()  # kept here, so that nothing but `close` ends it
+  with pipeline.prefetch_to_device(reader, lambda x: x) as batches:
+    next(batches)
+    thread = batches._thread
+  assert closed.is_set() and not thread.is_alive()
+  assert list(batches) == []
+  assert list(pipeline.prefetch_to_device(iter([1, 2]), lambda x: x)) == [1, 2]
+
+
+def test_prefetch_is_ahead_by_no_more_than_its_size():
+  taken = []
+  with pipeline.prefetch_to_device(iter(range(100)), taken.append, size=2) as batches:
+    next(batches)
+    time.sleep(0.3)
+    assert len(taken) <= 4  # one used, two queued, one waiting for its place
+
+
+def test_grain_reads_no_further_ahead_than_asked(monkeypatch):
+  asked = []
+
+  class Counting(Flaky):
+    def __getitem__(self, i):
+      asked.append(i)
+      return {"x": np.float32(i)}
+
+  monkeypatch.setattr(pipeline, "open_source", lambda spec: Counting(50))
+  batches = pipeline.train_batches(
+    {**CFG, "pp": "", "prefetch": 2, "num_threads": 4}, batch_size=8, seed=0, start_step=0
+  )
+  next(batches)
+  time.sleep(0.3)
+  assert len(asked) <= 8 + 2 * 8 + 4
 
 
 def test_tokenizer_is_deterministic_and_round_trips():
@@ -147,6 +225,8 @@ def test_tokenizer_is_deterministic_and_round_trips():
   assert a.decode(ids) == text
   short = ops.build("tokenize(4, model='train:digit_pairs', vocab_size=64)")
   assert short({"text": text}, None)["text"][-1] == a.eos
+  plain = ops.build("tokenize(4, model='train:digit_pairs', vocab_size=64, eos=no)")
+  assert plain({"text": text}, None)["text"].tolist() == a.encode(text)[:4]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +242,19 @@ def test_tokenizer_is_deterministic_and_round_trips():
     (lambda: ops.build("resize(3, 4, 'bicubicc')"), "did you mean bicubic"),
     (lambda: ops.build("resize()"), "height"),
     (lambda: ops.build("tokenize(8, model='/nowhere.model')"), "/nowhere.model"),
+    (lambda: ops.build("tokenize(8, model='train:digit_pairs', vocab_size=5)"), "vocab_size = 5"),
+    (lambda: ops.build("tokenize(0, model='train:digit_pairs')"), "length = 0"),
+    (lambda: ops.build("tokenize(8, model='train:tfds(name=x)')"), "tfds"),
+    (lambda: ops.build("resize((8, 16))"), "write resize(8, 16)"),
+    (lambda: ops.build("resize_small(0)"), "smaller = 0"),
+    (lambda: ops.build("random_resized_crop(8, area=0.5)"), "expected (low, high)"),
+    (lambda: ops.build("value_range(a, 1)"), "low = 'a'"),
+    (lambda: ops.build("standardize(0.5, 0.0)"), "std = 0.0"),
+    (lambda: ops.build("onehot(ten)"), "classes = 'ten'"),
+    (lambda: sources.open_source("digit_pairs(size=0)"), "size = 0"),
+    (lambda: read(1, num_threads=-1), "config.input.num_threads = -1"),
+    (lambda: read(1, prefetch=0), "config.input.prefetch = 0"),
+    (lambda: read(1, max_bad_fraction=2), "max_bad_fraction = 2"),
     (lambda: read(1, count=3), "does not divide by 3 processes"),
   ],
 )
@@ -169,3 +262,13 @@ def test_mistakes(call, message):
   with pytest.raises(UserError) as error:
     call()
   assert message in str(error.value)
+
+
+def test_values_an_op_cannot_take_are_told():
+  rng = np.random.default_rng(0)
+  small = {"image": np.zeros((8, 8, 1), np.uint8)}
+  with pytest.raises(ValueError, match="smaller than the crop 9 x 9"):
+    ops.build("random_crop(9)")(small, rng)
+  with pytest.raises(ValueError, match="not below 10"):
+    ops.build("onehot(10)")({"label": -1}, rng)
+  np.testing.assert_array_equal(ops.build("onehot(3)")({"label": 2}, rng)["label"], [0, 0, 1])

@@ -1,6 +1,7 @@
 """Ops on `image`: bytes, then uint8 [H, W, C], then float32 after `value_range`."""
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,21 @@ def _resized(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarra
 def _size(op: str, height: int, width: int | None) -> tuple[int, int]:
   size = (height, height if width is None else width)
   if not all(isinstance(s, int) and s > 0 for s in size):
-    raise UserError(f"op {op}: size {size} is not made of positive whole numbers")
+    raise UserError(f"op {op}: size {size} is not two positive whole numbers; write {op}(8, 16)")
   return size
+
+
+def _numbers(op: str, *, above: float = -math.inf, **values: Any) -> None:
+  """Every one of `values` is a number above `above`, or a tuple of such."""
+  for name, value in values.items():
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    if not parts or not all(isinstance(v, (int, float)) and v > above for v in parts):
+      raise UserError(f"op {op}: {name} = {value!r}; expected numbers above {above}")
+
+
+def _check_fits(image: np.ndarray, height: int, width: int) -> None:
+  if image.shape[0] < height or image.shape[1] < width:
+    raise ValueError(f"image {image.shape} is smaller than the crop {height} x {width}")
 
 
 def _method(op: str, method: str) -> str:
@@ -72,6 +86,7 @@ def resize(height: int, width: int | None = None, method: str = "bilinear"):
 
 def resize_small(smaller: int, method: str = "bilinear"):
   """Scales so that the smaller side is `smaller`."""
+  _numbers("resize_small", above=0, smaller=smaller)
   _method("resize_small", method)
 
   def run(x, rng):
@@ -86,9 +101,8 @@ def central_crop(height: int, width: int | None = None):
   h, w = _size("central_crop", height, width)
 
   def run(x, rng):
+    _check_fits(x, h, w)
     top, left = (x.shape[0] - h) // 2, (x.shape[1] - w) // 2
-    if top < 0 or left < 0:
-      raise ValueError(f"image {x.shape} is smaller than the crop {h} x {w}")
     return x[top : top + h, left : left + w]
 
   return _op(run)
@@ -99,6 +113,7 @@ def random_crop(height: int, width: int | None = None):
   h, w = _size("random_crop", height, width)
 
   def run(x, rng):
+    _check_fits(x, h, w)
     top, left = rng.integers(x.shape[0] - h + 1), rng.integers(x.shape[1] - w + 1)
     return x[top : top + h, left : left + w]
 
@@ -115,6 +130,10 @@ def random_resized_crop(
   """Inception crop (Szegedy et al. 2015): random area and aspect ratio, then resized."""
   size = _size("random_resized_crop", height, width)
   _method("random_resized_crop", method)
+  for name, pair in (("area", area), ("ratio", ratio)):
+    _numbers("random_resized_crop", above=0, **{name: pair})
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or pair[0] > pair[1]:
+      raise UserError(f"op random_resized_crop: {name} = {pair!r}; expected (low, high)")
 
   def run(x, rng):
     full_h, full_w = x.shape[:2]
@@ -157,6 +176,7 @@ def to_rgb():
 
 def value_range(low: float = -1.0, high: float = 1.0):
   """uint8 0..255 -> float32 low..high."""
+  _numbers("value_range", low=low, high=high)
 
   def run(x, rng):
     return x.astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
@@ -168,5 +188,7 @@ def standardize(
   mean: tuple[float, ...] = (0.485, 0.456, 0.406), std: tuple[float, ...] = (0.229, 0.224, 0.225)
 ):
   """uint8 -> float32 (x / 255 - mean) / std; ImageNet's numbers by default."""
+  _numbers("standardize", mean=mean)
+  _numbers("standardize", above=0, std=std)
   mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
   return _op(lambda x, rng: (x.astype(np.float32) / 255 - mean) / std)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from big_vision_like.config import UserError
+
 
 def keep(*names: str):
   """Only these keys."""
@@ -31,4 +33,13 @@ def rename(source: str, target: str):
 
 def onehot(classes: int, key: str = "label"):
   """A label -> float32 [classes]."""
-  return lambda example, rng: {**example, key: np.eye(classes, dtype=np.float32)[example[key]]}
+  if not isinstance(classes, int) or classes < 1:
+    raise UserError(f"op onehot: classes = {classes!r}; expected a positive whole number")
+
+  def run(example, rng):
+    label = np.asarray(example[key])
+    if label.size and not 0 <= label.min() <= label.max() < classes:
+      raise ValueError(f"{key} {label} is not below {classes}")  # -1 would be the last class
+    return {**example, key: np.eye(classes, dtype=np.float32)[label]}
+
+  return run

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_like.config import unknown
+from big_vision_like.config import UserError, unknown
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -80,6 +80,7 @@ class _DigitPairs:
     return self.size
 
   def __getitem__(self, index: int) -> dict[str, Any]:
+    index = int(index)  # NumPy's 64 bits would lose it in the shift below
     if not 0 <= index < self.size:
       raise IndexError(index)
     rng = np.random.Generator(np.random.Philox(key=self.seed, counter=index << 64))
@@ -99,4 +100,6 @@ def digit_pairs(split: str = "train", size: int | None = None) -> _DigitPairs:
   """
   if split not in _SPLITS:
     raise unknown("source digit_pairs: split", split, list(_SPLITS))
+  if size is not None and (not isinstance(size, int) or size < 1):
+    raise UserError(f"source digit_pairs: size = {size!r}; expected a positive whole number")
   return _DigitPairs(split, size)
