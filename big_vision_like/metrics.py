@@ -254,7 +254,7 @@ class Progress:
   def say(self, text: str) -> None:
     """A line of its own."""
     if self._bar is not None:
-      self._bar.console.print(text)
+      self._bar.console.print(text, markup=False, highlight=False)
     elif self.enabled:
       print(text, flush=True)
 

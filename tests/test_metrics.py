@@ -128,3 +128,16 @@ def test_unknown_peak_shows_no_mfu(capsys):
     rates = progress.update(2, loss=float("nan"), data_wait=0.0)
   assert "perf/mfu_percent" not in rates
   assert "mfu" not in capsys.readouterr().out
+
+
+def test_the_bar_of_a_terminal(capsys, monkeypatch):
+  monkeypatch.setattr(metrics.sys.stdout, "isatty", lambda: True, raising=False)
+  monkeypatch.setenv("COLUMNS", "200")
+  with metrics.Progress(
+    2, start_step=0, batch_size=1, flops_per_step=1, peak_flops=None
+  ) as progress:
+    progress.update(2, loss=0.5, data_wait=0.0)
+    progress.say("saved [bold] in a [folder]")
+  out = capsys.readouterr().out
+  assert "step 2/2  loss 0.5000" in out
+  assert "saved [bold] in a [folder]" in out  # names are no markup
