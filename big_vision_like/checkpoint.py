@@ -142,6 +142,7 @@ class Checkpointer:
       UserError: every step is bad, `step` is bad or not there, or the shapes are not the state's.
     """
     self.wait()
+    _sync("restore")  # process 0 may still be removing old steps, and all must see the same ones
     steps = self.steps()
     if step is not None and step not in steps:
       found = ", ".join(map(str, steps)) or "none"
@@ -172,10 +173,7 @@ class Checkpointer:
       (self.directory / str(step)).rename(goal)
       for file in self.directory.glob(f"{step}.manifest.*"):
         file.rename(self.directory / f"{goal.name}.{file.name.split('.', 1)[1]}")
-    if jax.process_count() > 1:
-      from jax.experimental import multihost_utils
-
-      multihost_utils.sync_global_devices(f"set aside {step}")
+    _sync(f"set aside {step}")
 
 
 # -------------------------------------------------------------------------------------- manifests
@@ -187,6 +185,14 @@ def _until(done: Callable[[], bool], what: str) -> None:
     if time.monotonic() > deadline:
       raise RuntimeError(f"waited {_PEER_SECONDS:.0f} s for {what}")
     time.sleep(0.05)
+
+
+def _sync(name: str) -> None:
+  """All processes come here before any goes on."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
 
 
 def _steps(directory: pathlib.Path) -> list[int]:

@@ -245,8 +245,8 @@ def test_two_processes_agree(tmp_path):
       for step in (1, 2, 2, 3):
         c.save(step, make(step))
       c.wait()
-      assert c.steps() == [2, 3], c.steps()
       multihost_utils.sync_global_devices("saved")
+      assert c.steps() == [2, 3], c.steps()
       if index == 0:
         file = max((f for f in (directory / "3").rglob("d/*")), key=lambda f: f.stat().st_size)
         file.write_bytes(file.read_bytes()[:-1])
