@@ -11,6 +11,13 @@ from typing import Any
 import jax
 from jax.extend import core
 
+# Products of queries, keys or values in cuDNN's attention, as many as the XLA version has: the
+# backward pass computes the scores again, which the model did not ask for.
+CUDNN_ATTENTION = {
+  "dot_product_attention_fwd_wrapper": 2,
+  "dot_product_attention_bwd_wrapper": 4,
+}
+
 
 def count(fn: Callable, *args: Any) -> int:
   """FLOPs of `fn(*args)`; arguments may be `jax.ShapeDtypeStruct`s. Nothing runs, nothing compiles.
@@ -33,8 +40,15 @@ def _of_equation(eqn: core.JaxprEqn) -> int:
   if name == "conv_general_dilated":
     kernel = eqn.invars[1].aval.shape
     out_features = params["dimension_numbers"].rhs_spec[0]
-    # Every output element sums over the kernel's window and its input features (per group).
-    return 2 * eqn.outvars[0].aval.size * math.prod(kernel) // kernel[out_features]
+    # Every output element sums over the kernel's window and its input features (per group). Where
+    # the input is dilated (a gradient of strides, a transposed convolution) the holes are no work.
+    window = math.prod(kernel) // kernel[out_features]
+    return 2 * eqn.outvars[0].aval.size * window // math.prod(params["lhs_dilation"])
+  if name in CUDNN_ATTENTION:
+    query, key = (v.aval.shape for v in eqn.invars[:2])
+    # [B, N, H, d], or [B, H, N, d] in layout 1.
+    length = key[2 if params["layout"] else 1]
+    return CUDNN_ATTENTION[name] * 2 * math.prod(query) * length
   inner = [_of_jaxpr(jaxpr) for jaxpr in _subjaxprs(params)]
   if not inner:
     return 0

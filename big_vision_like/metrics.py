@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Dense bf16 peak FLOP/s of one device, as the makers state it; matched inside `device_kind`.
+# Dense bf16 peak FLOP/s of one device, as the makers state it; the first found inside
+# `device_kind`, so the longer names come first.
 PEAKS = {
   "TPU v4": 275e12,
   "TPU v5 lite": 197e12,
@@ -30,9 +31,12 @@ PEAKS = {
   "TPU v6 lite": 918e12,
   "TPU v6e": 918e12,
   "A100": 312e12,
+  "H100 PCIe": 756e12,
   "H100": 989e12,
   "H200": 989e12,
+  "GB200": 2500e12,
   "B200": 2250e12,
+  "L40S": 362e12,
   "L40": 181e12,
   "L4": 121e12,
   "V100": 125e12,
@@ -83,7 +87,10 @@ class Writer:
     self.close()
 
   def truncate_after(self, step: int) -> None:
-    """Drops lines of later steps and a half-written last line: no step is logged twice."""
+    """Drops lines of later steps and a half-written last line: no step is logged twice.
+
+    TensorBoard is told to forget them too.
+    """
     if not self.active or not self.file.exists():
       return
     kept = []
@@ -96,6 +103,9 @@ class Writer:
     part = self.file.with_suffix(".part")
     part.write_text("".join(kept))
     part.replace(self.file)
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+
+    self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """A line of `metrics.jsonl` (NaN and Inf become null, as JSON has neither) and scalars."""
@@ -123,14 +133,17 @@ class Writer:
       self._event(step, [dict(tag=name, image=png)])
 
   def _event(self, step: int, values: list[dict[str, Any]]) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
+
+    self._add(step=step, summary=Summary(value=[Summary.Value(**v) for v in values]))
+
+  def _add(self, **fields: Any) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     if self._events is None:
       self._events = EventFileWriter(str(self.workdir / "tensorboard"))
-    summary = Summary(value=[Summary.Value(**v) for v in values])
-    self._events.add_event(Event(step=step, wall_time=time.time(), summary=summary))
+    self._events.add_event(Event(wall_time=time.time(), **fields))
 
   def close(self) -> None:
     if self._events is not None:

@@ -1,7 +1,8 @@
 """One self-contained HTML page of a run, or of several: python -m tools.report --workdir DIR [DIR]
 
 Scores, curves, pictures and examples that evaluators left, the sharding table, the config (of
-several runs: where they differ). `report.html` in the first workdir, or `--out`.
+several runs: where they differ). `report.html` in the first workdir, or `--out`. What a run does
+not have yet is named on the page and left out.
 """
 
 import argparse
@@ -23,37 +24,73 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--out", type=pathlib.Path)
   args = parser.parse_args(argv)
   runs = [read_run(workdir) for workdir in args.workdir]
+  name_apart(runs, args.workdir)
   out = args.out or args.workdir[0] / "report.html"
-  out.write_text(render(runs))
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(render(runs), encoding="utf-8")
+  except OSError as e:
+    raise UserError(f"--out {out} cannot be written: {e.strerror}") from None
   print(out)
   return 0
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
-  """What a workdir holds; parts that are missing are empty.
+  """What a workdir holds; parts that are missing are empty, and named in `missing`.
 
   Raises:
-    UserError: no `config.json` there.
+    UserError: no `config.json` there, or a file that is not JSON.
   """
   if not (workdir / "config.json").exists():
     raise UserError(f"--workdir {workdir}: no config.json there; it is the folder train wrote")
-  read = lambda name, empty: (
-    json.loads((workdir / name).read_text()) if (workdir / name).exists() else empty
-  )
-  file = workdir / "metrics.jsonl"
-  lines = [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
+  lines = read_lines(workdir / "metrics.jsonl")
+  sharding = workdir / "sharding.json"
   encode = lambda f: base64.b64encode(f.read_bytes()).decode()
-  return {
-    "name": workdir.name,
-    "config": flatten(read("config.json", {})),
+  run = {
+    "name": workdir.resolve().name,
+    "config": flatten(read_json(workdir / "config.json")),
     "lines": lines,
     "step": max((x["step"] for x in lines), default=0),
-    "sharding": read("sharding.json", None),
+    "sharding": read_json(sharding) if sharding.exists() else None,
     "pictures": [(f.stem, encode(f)) for f in sorted(workdir.glob("report/*.png"))],
-    "examples": [
-      (f.stem, json.loads(f.read_text())) for f in sorted(workdir.glob("report/*.json"))
-    ],
+    "examples": [(f.stem, read_json(f)) for f in sorted(workdir.glob("report/*.json"))],
   }
+  parts = {
+    "lines": "metrics.jsonl",
+    "sharding": "sharding.json",
+    "pictures": "report/*.png",
+    "examples": "report/*.json",
+  }
+  return run | {"missing": [file for key, file in parts.items() if not run[key]]}
+
+
+def read_json(file: pathlib.Path) -> Any:
+  """The file's JSON; `UserError` where it is none."""
+  try:
+    return json.loads(file.read_text())
+  except ValueError:
+    raise UserError(f"{file} is not JSON; the run was cut off while it wrote it") from None
+
+
+def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a `metrics.jsonl`; the last may be half-written, in a run that goes on or died."""
+  lines = file.read_text().splitlines() if file.exists() else []
+  out = []
+  for number, line in enumerate(lines, 1):
+    try:
+      out.append(json.loads(line))
+    except ValueError:
+      if number < len(lines):
+        raise UserError(f"{file}:{number} is not JSON: {line[:60]!r}") from None
+  return out
+
+
+def name_apart(runs: list[dict[str, Any]], workdirs: list[pathlib.Path]) -> None:
+  """Runs in folders of the same name are called by their whole path."""
+  names = [run["name"] for run in runs]
+  for run, workdir in zip(runs, workdirs):
+    if names.count(run["name"]) > 1:
+      run["name"] = str(workdir)
 
 
 def series(run: dict[str, Any], name: str) -> tuple[list[int], list[float]]:

@@ -23,18 +23,45 @@ def need(predict: Mapping[str, Callable], name: str, cfg: Config) -> Callable:
   return predict[name]
 
 
-class Split:
-  """A split of a data set, opened once, as batches on the mesh.
+def need_numbers(value: Any, key: str, where: str) -> None:
+  """Raises `UserError` where `value` is a string: an op that makes numbers of it is missing."""
+  if np.asarray(value).dtype.kind in "USO":
+    op = "decode" if key == "image" else "tokenize(length)"
+    raise UserError(f"{where} leaves {key} of type {type(value).__name__}; add {op}")
 
-  `cfg` has source, pp and batch_size; rounded up to a multiple of the batch shards.
+
+class Split:
+  """A split of a data set as batches on the mesh; strings of the examples stay on the host.
+
+  `cfg` has source, pp and batch_size; rounded up to a multiple of the batch shards. `needs` names
+  the arrays the evaluator cannot do without.
+
+  Raises:
+    UserError: an unknown source or op, an empty source, a key that `pp` does not yield as numbers.
   """
 
-  def __init__(self, cfg: Config, mesh: jax.sharding.Mesh):
+  def __init__(self, cfg: Config, mesh: jax.sharding.Mesh, needs: tuple[str, ...] = ()):
     shards = int(np.prod([mesh.shape[n] for n in axes.BATCH if n in mesh.axis_names]))
     self.mesh = mesh
     self.batch_size = -(-cfg.get("batch_size", 128) // shards) * shards
     self.source, self.pp, self.where = cfg.source, cfg.pp, cfg.path
     self._batches()  # opens the source and parses the ops: mistakes show before any compile
+    if not len(open_source(self.source, self.where)):
+      raise UserError(f"{cfg.path}.source = {self.source!r} has no examples")
+    first = self._examples([0])[0]
+    self.strings = tuple(k for k, v in first.items() if np.asarray(v).dtype.kind in "USO")
+    for key in needs:
+      if key not in first:
+        raise UserError(
+          f"{cfg.path}.pp = {self.pp!r} yields {', '.join(first) or 'nothing'}; "
+          f"{cfg.path}.type needs {key}"
+        )
+      need_numbers(first[key], key, f"{cfg.path}.pp = {self.pp!r}")
+
+  def _examples(self, rows: list[int]) -> list[dict[str, Any]]:
+    source, op = open_source(self.source, self.where), ops.build(self.pp, self.where)
+    rng = lambda i: np.random.Generator(np.random.Philox(key=0, counter=i << 64))
+    return [op(dict(source[int(i)]), rng(int(i))) for i in rows]
 
   def _batches(self) -> Iterator[dict[str, np.ndarray]]:
     return pipeline.eval_batches(
@@ -54,6 +81,7 @@ class Split:
     parts: list[dict[str, np.ndarray]] = []
     with jax.set_mesh(self.mesh):
       for host in self._batches():
+        host = {k: v for k, v in host.items() if k not in self.strings}
         batch = axes.put_batch(self.mesh, host)
         small = {k: v for k, v in batch.items() if v.ndim == 1}
         rows = axes.to_host({**small, **fn(batch)})
@@ -63,10 +91,8 @@ class Split:
 
   def images(self, rows: list[int]) -> list[np.ndarray]:
     """Those rows' images as uint8 [H, W, 1 or 3], for people: stretched to their own range."""
-    source, op = open_source(self.source, self.where), ops.build(self.pp, self.where)
     out = []
-    for i in rows:
-      rng = np.random.Generator(np.random.Philox(key=0, counter=int(i) << 64))
-      image = op(dict(source[int(i)]), rng)["image"].astype(np.float32)
+    for example in self._examples(rows):
+      image = example["image"].astype(np.float32)
       out.append(np.round((image - image.min()) * (255 / (np.ptp(image) or 1.0))).astype(np.uint8))
     return out

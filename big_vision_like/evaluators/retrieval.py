@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from big_vision_like.config import Config
+from big_vision_like.config import Config, UserError
 from big_vision_like.evaluators import Split, need
 
 KS = (1, 5, 10)
@@ -21,9 +21,11 @@ class Evaluator:
   """
 
   def __init__(self, config: Config, predict: Mapping[str, Callable], mesh: jax.sharding.Mesh):
-    self.split = Split(config, mesh)
     self.image = need(predict, "image_embed", config)
     self.text = need(predict, "text_embed", config)
+    self.split = Split(config, mesh, needs=("image", "text"))
+    if "image_id" in self.split.strings:
+      raise UserError(f"{config.path}: image_id of the source is a string; it has to be a number")
 
   def run(self, state: Any) -> dict[str, float]:
     """`{"img2txt/R@1": ..., "txt2img/R@1": ..., ...}`."""
@@ -41,7 +43,8 @@ class Evaluator:
     )
     pairs = np.zeros((len(first), len(texts)), bool)
     pairs[image, text.reshape(-1)] = True
-    zimg, ztxt = rows["zimg"][first], rows["ztxt"][first_text]
+    # A half-precision product on the host is slow and ties too often.
+    zimg, ztxt = rows["zimg"][first].astype(np.float32), rows["ztxt"][first_text].astype(np.float32)
     out = {f"img2txt/R@{k}": v for k, v in recall(zimg, ztxt, pairs).items()}
     return out | {f"txt2img/R@{k}": v for k, v in recall(ztxt, zimg, pairs.T).items()}
 
@@ -50,13 +53,13 @@ def recall(queries: np.ndarray, items: np.ndarray, pairs: np.ndarray) -> dict[in
   """Share of queries with a right item among the k nearest: {k: recall}.
 
   queries [Q, E], items [N, E], pairs bool [Q, N]. A right item tied with wrong ones ranks behind
-  them, so that a collapsed model scores zero and not one.
+  them, and a NaN behind all, so that a collapsed model scores zero and not one.
   """
   ranks = []
   for start in range(0, len(queries), CHUNK):
     part = slice(start, start + CHUNK)
     scores = queries[part] @ items.T
     best = np.where(pairs[part], scores, -np.inf).max(axis=1, keepdims=True)
-    ranks.append(((scores >= best) & ~pairs[part]).sum(axis=1))
+    ranks.append((~(scores < best) & ~pairs[part]).sum(axis=1))
   ranks = np.concatenate(ranks)
   return {k: float((ranks < k).mean()) for k in KS}

@@ -11,7 +11,7 @@ import numpy as np
 
 from big_vision_like import axes
 from big_vision_like.config import Config, UserError
-from big_vision_like.evaluators import Split, need
+from big_vision_like.evaluators import Split, need, need_numbers
 from big_vision_like.input import ops
 
 PACKAGES = ("big_vision_like.evaluators", "big_vision_like.input")
@@ -33,12 +33,14 @@ def load_classes(name: str, where: str) -> tuple[list[str], list[list[str]]]:
     raise UserError(f"{where} = {name!r} is not a file, nor one of {', '.join(sorted(known))}")
   try:
     data = json.loads(file.read_text())
-    classes = [c if isinstance(c, dict) else {"": c} for c in data["classes"]]
+    classes = [c if isinstance(c, dict) else {"": str(c)} for c in data["classes"]]
     fill = lambda t, c: t.format(c[""]) if "" in c else t.format(**c)
     texts = [[fill(t, c) for t in data["templates"]] for c in classes]
-  except (ValueError, KeyError, TypeError, IndexError) as e:
+  except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
     raise UserError(f"{where}: {name!r} is not {{classes, templates}}: {e!r}") from None
-  return [" ".join(c.values()) for c in classes], texts
+  if not texts or not texts[0]:
+    raise UserError(f"{where}: {name!r} has {len(texts)} classes and no text for them")
+  return [" ".join(map(str, c.values())) for c in classes], texts
 
 
 def _data(package: str) -> list[Any]:
@@ -54,13 +56,16 @@ class Evaluator:
 
   def __init__(self, config: Config, predict: Mapping[str, Callable], mesh: jax.sharding.Mesh):
     self.mesh = mesh
-    self.split = Split(config, mesh)
+    self.where = f"{config.path}.classes"
     self.image = need(predict, "image_embed", config)
     self.text = need(predict, "text_embed", config)
-    self.classes, texts = load_classes(config.classes, f"{config.path}.classes")
+    self.split = Split(config, mesh, needs=("image", "label"))
+    self.classes, texts = load_classes(config.classes, self.where)
     op = ops.build(config.pp_txt, f"{config.path}.pp_txt")
     rng = np.random.default_rng(0)
-    self.tokens = np.stack([op({"text": t}, rng)["text"] for row in texts for t in row])
+    tokens = [op({"text": t}, rng)["text"] for row in texts for t in row]
+    need_numbers(tokens[0], "text", f"{config.path}.pp_txt = {config.pp_txt!r}")
+    self.tokens = np.stack(tokens)
 
   def class_embeddings(self, state: Any) -> np.ndarray:
     """[K, E], of length 1."""
@@ -78,14 +83,20 @@ class Evaluator:
 
   def _scores(self, state: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     rows = self.split.map(lambda b: {"z": self.image(state.params, state.aux, b)})
-    return rows["z"] @ self.class_embeddings(state).T, rows
+    low, high = rows["label"].min(), rows["label"].max()
+    if low < 0 or high >= len(self.classes):
+      raise UserError(
+        f"{self.where} holds {len(self.classes)} classes, but labels of the split go from {low} "
+        f"to {high}"
+      )
+    return rows["z"].astype(np.float64) @ self.class_embeddings(state).T, rows
 
   def run(self, state: Any) -> dict[str, float]:
     """`{"accuracy": top 1, "top5": top 5 (with more than 5 classes)}`."""
     scores, rows = self._scores(state)
     right = np.take_along_axis(scores, rows["label"][:, None], axis=1)
-    # Ties count against the right class, so that a constant model scores zero.
-    rank = (scores >= right).sum(axis=1) - 1
+    # Ties and NaN count against the right class, so that a collapsed model scores zero.
+    rank = (~(scores < right)).sum(axis=1) - 1
     out = {"accuracy": float((rank < 1).mean())}
     return out | ({"top5": float((rank < 5).mean())} if len(self.classes) > 5 else {})
 

@@ -81,6 +81,50 @@ def test_a_collapsed_model_scores_zero(tmp_path):
   assert zeroshot.Evaluator(config, predict, mesh).run(STATE)["accuracy"] == 0.0
 
 
+def test_a_model_of_nan_scores_zero():
+  nan = lambda p, a, b, rng=None: jnp.full((len(next(iter(b.values()))), 2), jnp.nan)
+  predict = {"image_embed": nan, "text_embed": nan}
+  mesh = make_mesh(replica=1, fsdp=1)
+  found = retrieval.Evaluator(cfg(None, pp=TOKENS), predict, mesh).run(STATE)
+  assert found["img2txt/R@1"] == found["txt2img/R@1"] == 0.0
+  config = cfg(None, pp="drop(text)", pp_txt=TOKENS, classes="digit_pairs")
+  assert zeroshot.Evaluator(config, predict, mesh).run(STATE) == {"accuracy": 0.0, "top5": 0.0}
+  scores = np.array([[0.1, np.nan]])  # a single one ranks before the right item
+  assert retrieval.recall(scores, np.eye(2), np.array([[True, False]]))[1] == 0.0
+
+
+def test_half_precision_embeddings_and_strings_in_the_split():
+  """Retrieval as in float32; a key of strings does not reach the devices."""
+  half = lambda fn: lambda *args: fn(*args).astype(jnp.bfloat16)
+  predict = {k: half(PREDICT[k]) for k in ("image_embed", "text_embed")}
+  mesh = make_mesh(replica=2, fsdp=2)
+  found = retrieval.Evaluator(cfg(None, pp=TOKENS), predict, mesh).run(STATE)
+  assert all(0 <= v <= 1 for v in found.values()) and len(found) == 6
+  config = cfg(None, pp="", pp_txt=TOKENS, classes="digit_pairs")
+  kept = zeroshot.Evaluator(config, predict, mesh)
+  assert kept.split.strings == ("text",)
+  config = cfg(None, pp="drop(text)", pp_txt=TOKENS, classes="digit_pairs")
+  assert kept.run(STATE) == zeroshot.Evaluator(config, predict, mesh).run(STATE)
+
+
+def test_several_captions_of_one_image():
+  """`image_id` joins examples: two images, three captions, scores set by hand."""
+
+  class Split:
+    def map(self, fn):
+      z = np.eye(2)[[0, 0, 1]]
+      text = np.array([[0.1, 0.8], [0.9, 0.3], [0.2, 0.5]])
+      tokens, ids = np.array([[1], [2], [3]]), np.array([70, 70, 50])
+      return dict(zimg=z, ztxt=text, tokens=tokens, image_id=ids, index=np.arange(3))
+
+  evaluator = retrieval.Evaluator.__new__(retrieval.Evaluator)
+  evaluator.split = Split()
+  found = evaluator.run(STATE)
+  # Image 70 finds its second caption first; image 50 finds a caption of 70, its own is second.
+  assert found["img2txt/R@1"] == 0.5 and found["img2txt/R@5"] == 1.0
+  assert found["txt2img/R@1"] == pytest.approx(2 / 3)  # the first caption prefers image 50
+
+
 def test_recall_by_hand():
   """Two images; the first has two captions. Nearest texts: image 0 -> text 1, image 1 -> text 0."""
   scores = np.array([[0.1, 0.9, 0.2], [0.8, 0.3, 0.5]])
@@ -97,3 +141,35 @@ def test_mistakes(tmp_path):
   config = cfg(tmp_path, pp="drop(text)", pp_txt=TOKENS, classes="digit_pear")
   with pytest.raises(UserError, match=r"classes = 'digit_pear' is not a file.*digit_pairs"):
     zeroshot.Evaluator(config, PREDICT, mesh)
+
+
+@pytest.mark.parametrize(
+  "pp, pp_txt, classes, message",
+  [
+    ("drop(text, label)", TOKENS, ["a"], "yields image; .*type needs label"),
+    ("", "", ["a"], r"pp_txt = '' leaves text of type str; add tokenize"),
+    ("", TOKENS, [], "has 0 classes"),
+    ("", TOKENS, [{"left": "a"}], "is not {classes, templates}"),
+  ],
+)
+def test_mistakes_of_a_zeroshot_before_it_runs(tmp_path, pp, pp_txt, classes, message):
+  file = tmp_path / "classes.json"
+  file.write_text(json.dumps({"classes": classes, "templates": ["{}"]}))
+  config = cfg(tmp_path, pp=pp, pp_txt=pp_txt, classes=str(file))
+  with pytest.raises(UserError, match=message):
+    zeroshot.Evaluator(config, PREDICT, make_mesh(replica=1, fsdp=1))
+
+
+def test_labels_without_a_class(tmp_path):
+  file = tmp_path / "classes.json"
+  file.write_text(json.dumps({"classes": [0, 1], "templates": ["{}"]}))
+  config = cfg(tmp_path, pp="", pp_txt=TOKENS, classes=str(file))
+  evaluator = zeroshot.Evaluator(config, PREDICT, make_mesh(replica=1, fsdp=1))
+  assert evaluator.classes == ["0", "1"]
+  with pytest.raises(UserError, match="holds 2 classes, but labels of the split go from 0 to 9"):
+    evaluator.run(STATE)
+
+
+def test_retrieval_needs_tokens():
+  with pytest.raises(UserError, match="leaves text of type str; add tokenize"):
+    retrieval.Evaluator(cfg(None, pp=""), PREDICT, make_mesh(replica=1, fsdp=1))
