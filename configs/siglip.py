@@ -72,7 +72,7 @@ def smoke(c):
   """Minutes on two CPU cores, data that ships with scikit-learn."""
   tokens = "tokenize(12, model='train:digit_pairs', vocab_size=96)"
   image = "value_range(-1, 1)"
-  c.total_steps = 2400
+  c.total_steps = 1600
   c.model = dict(
     image=dict(
       width=64,
@@ -107,9 +107,9 @@ def smoke(c):
   )
   c.optim = dict(
     name="adamw",
-    lr=2e-3,
+    lr=1e-3,
     b2=0.95,
-    weight_decay=0.4,
+    weight_decay=0.2,
     clip_norm=1.0,
     schedule=dict(name="cosine", warmup_steps=100),
   )
@@ -128,7 +128,7 @@ def smoke(c):
   }
   c.evals["retrieval"] = dict(
     type="retrieval",
-    every_steps=2400,
+    every_steps=1600,
     source="digit_pairs(split='test_seen')",
     pp=f"{image}|{tokens}|keep(image, text)",
     batch_size=256,

@@ -168,7 +168,7 @@ def test_mistakes_are_one_line(overrides, message, tmp_path):
 
 
 def test_a_workdir_of_another_config(whole):
-  with pytest.raises(UserError, match=r"optim.lr \(0.002 -> 0.5\)"):
+  with pytest.raises(UserError, match=r"optim.lr \(0.001 -> 0.5\)"):
     trainer.train(tiny.config(optim__lr=0.5), whole[0])
 
 
