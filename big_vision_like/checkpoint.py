@@ -2,10 +2,12 @@
 
     checkpoints/120/                the step, as Orbax wrote it: a nested dict by path
     checkpoints/120.manifest.0      what process 0 hashed of it: {file: [bytes, blake2b]}
+    checkpoints/saving-120/         not there yet: written by Orbax, hashed, then renamed to 120
     checkpoints/bad-120/            a step that failed its checksums, set aside, never deleted
 
 Orbax restores flipped bits without a word, so a step counts only when every file of it matches its
-manifest. A step without a manifest was killed in the middle of a save; the step before is used.
+manifest. The rename is the last act of a save: a process killed at any moment before it leaves a
+`saving-` folder, which nothing reads and the next save of that step replaces.
 """
 
 import concurrent.futures
@@ -16,16 +18,18 @@ import pathlib
 import re
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from big_vision_like import tree
-from big_vision_like.config import UserError
+from big_vision_like.config import UserError, call
 
 REQUEUE_EXIT_CODE = 85  # preempted, saved, to be started again with the same command
+_PEER_SECONDS = 1800.0  # how long a process waits for the others to hash their share
 
 
 class Checkpointer:
@@ -35,15 +39,22 @@ class Checkpointer:
     directory: made when the first step is saved.
     keep_last: how many of the newest steps stay.
     keep_every: steps that are a multiple of it stay for ever; None keeps none of them.
+
+  Raises:
+    UserError: `keep_last` or `keep_every` below 1.
   """
 
   def __init__(
     self, directory: str | pathlib.Path, *, keep_last: int = 3, keep_every: int | None = None
   ):
+    for key, value in (("keep_last", keep_last), ("keep_every", keep_every)):
+      if value is not None and value < 1:
+        raise UserError(f"config.checkpoint.{key} = {value}; expected a number >= 1")
     self.directory = pathlib.Path(directory).absolute()
     self.keep_last, self.keep_every = keep_last, keep_every
     self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._pending: concurrent.futures.Future | None = None
+    self._newest: int | None = None  # what this object saved last
 
   def __enter__(self) -> "Checkpointer":
     return self
@@ -52,43 +63,61 @@ class Checkpointer:
     self.close()
 
   def steps(self) -> list[int]:
-    """Committed steps that have a manifest of every process that wrote one, oldest first."""
-    if not self.directory.is_dir():
-      return []
-    return sorted(int(d.name) for d in self.directory.iterdir() if d.name.isdigit())
+    """Steps saved to the end, verified or not, oldest first; none that were set aside."""
+    return _steps(self.directory)
 
   def latest(self) -> int | None:
     """The newest step, verified or not; None where there is none."""
     return max(self.steps(), default=None)
 
-  def save(self, step: int, state: Any) -> None:
+  def save(self, step: int, state: Any, block: bool = False) -> None:
     """Starts saving; returns once the arrays are copied, so donating them is safe.
 
-    A step that is there already stays as it is. An error of the save before is raised here.
+    With `block` it returns when the step is on disk. A step that is there already stays as it is.
+    An error of the save before is raised here.
     """
     from orbax.checkpoint import v1 as ocp
 
     self.wait()
-    if step in self.steps():
+    # `_newest` needs no look at the disk, on which processes could disagree for a moment.
+    if step == self._newest or step in self.steps():
       return
+    self._newest = step
     self.directory.mkdir(parents=True, exist_ok=True)
+    if (
+      jax.process_index() == 0
+    ):  # of a save that was killed; no process hashes before Orbax commits
+      for file in self.directory.glob(f"{step}.manifest.*"):
+        file.unlink()
     response = ocp.save_async(
-      self.directory / str(step), tree.nest(tree.flatten(state)), overwrite=True
+      self.directory / f"saving-{step}", tree.nest(tree.flatten(state)), overwrite=True
     )
     self._pending = self._pool.submit(self._finish, step, response)
+    if block:
+      self.wait()
 
   def _finish(self, step: int, response: Any) -> None:
-    """In the background: waits for the commit, writes the manifest, removes old steps."""
+    """In the background: waits for the commit, hashes, renames, removes old steps.
+
+    Processes wait for each other by looking at the files: a collective in a second thread could
+    meet those of the training step in another order on every process.
+    """
     response.result()
-    _write_manifest(self.directory, step)
-    if jax.process_index() == 0:
-      kept = set(self.steps()[-self.keep_last :])
-      for old in self.steps():
-        if old not in kept and not (self.keep_every and old % self.keep_every == 0):
-          # The manifest goes first: a half-deleted step must not look whole.
-          for file in self.directory.glob(f"{old}.manifest.*"):
-            file.unlink()
-          shutil.rmtree(self.directory / str(old))
+    goal, staging = self.directory / str(step), self.directory / f"saving-{step}"
+    _write_manifest(self.directory, step, staging)
+    if jax.process_index() != 0:
+      _until(goal.exists, f"process 0 to commit {goal}")
+      return
+    wanted = [self.directory / f"{step}.manifest.{i}" for i in range(jax.process_count())]
+    _until(lambda: all(f.exists() for f in wanted), f"the manifests of {goal}")
+    staging.rename(goal)
+    kept = set(self.steps()[-self.keep_last :])
+    for old in self.steps():
+      if old not in kept and not (self.keep_every and old % self.keep_every == 0):
+        # The manifest goes first: a half-deleted step must not look whole.
+        for file in self.directory.glob(f"{old}.manifest.*"):
+          file.unlink()
+        shutil.rmtree(self.directory / str(old))
 
   def wait(self) -> None:
     """Returns when nothing is being saved; raises what the save raised."""
@@ -113,6 +142,7 @@ class Checkpointer:
       UserError: every step is bad, `step` is bad or not there, or the shapes are not the state's.
     """
     self.wait()
+    _sync("restore")  # process 0 may still be removing old steps, and all must see the same ones
     steps = self.steps()
     if step is not None and step not in steps:
       found = ", ".join(map(str, steps)) or "none"
@@ -122,10 +152,12 @@ class Checkpointer:
     for candidate in candidates:
       problem = verify(self.directory, candidate)
       if problem is None:
+        # Loaded first: where that fails, nothing has been moved.
+        state = _load(self.directory / str(candidate), abstract)
         for bad, why in problems:
-          logging.warning("checkpoint %s is bad (%s): set aside as bad-%d", bad, why, bad)
+          logging.warning("checkpoint %d is bad (%s): set aside as bad-%d", bad, why, bad)
           self._set_aside(bad)
-        return _load(self.directory / str(candidate), abstract), candidate
+        return state, candidate
       problems.append((candidate, problem))
     if problems:
       told = "; ".join(f"step {bad}: {why}" for bad, why in problems)
@@ -141,13 +173,32 @@ class Checkpointer:
       (self.directory / str(step)).rename(goal)
       for file in self.directory.glob(f"{step}.manifest.*"):
         file.rename(self.directory / f"{goal.name}.{file.name.split('.', 1)[1]}")
-    if jax.process_count() > 1:
-      from jax.experimental import multihost_utils
-
-      multihost_utils.sync_global_devices(f"set aside {step}")
+    _sync(f"set aside {step}")
 
 
 # -------------------------------------------------------------------------------------- manifests
+
+
+def _until(done: Callable[[], bool], what: str) -> None:
+  deadline = time.monotonic() + _PEER_SECONDS
+  while not done():
+    if time.monotonic() > deadline:
+      raise RuntimeError(f"waited {_PEER_SECONDS:.0f} s for {what}")
+    time.sleep(0.05)
+
+
+def _sync(name: str) -> None:
+  """All processes come here before any goes on."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+  if not directory.is_dir():
+    return []
+  return sorted(int(d.name) for d in directory.iterdir() if d.name.isdecimal() and d.is_dir())
 
 
 def _files(folder: pathlib.Path) -> list[str]:
@@ -159,9 +210,9 @@ def _hash(file: pathlib.Path) -> list[Any]:
     return [file.stat().st_size, hashlib.file_digest(f, "blake2b").hexdigest()]
 
 
-def _write_manifest(directory: pathlib.Path, step: int) -> None:
+def _write_manifest(directory: pathlib.Path, step: int, folder: pathlib.Path) -> None:
   """Process i of n hashes the files i, i + n, ... of the step, once all of them are committed."""
-  folder, n, i = directory / str(step), jax.process_count(), jax.process_index()
+  n, i = jax.process_count(), jax.process_index()
   entries = {name: _hash(folder / name) for name in _files(folder)[i::n]}
   body = json.dumps({"processes": n, "files": entries}, sort_keys=True)
   file = directory / f"{step}.manifest.{i}"
@@ -175,7 +226,10 @@ def verify(directory: pathlib.Path, step: int) -> str | None:
 
   Each process checks its share; all processes get the same answer.
   """
-  problem = _verify(directory, step, jax.process_index(), jax.process_count())
+  try:
+    problem = _verify(directory, step, jax.process_index(), jax.process_count())
+  except OSError as e:  # a disk that cannot be read; the other processes wait for an answer
+    problem = f"{e.filename} cannot be read: {e.strerror}"
   if jax.process_count() == 1:
     return problem
   from jax.experimental import multihost_utils
@@ -244,82 +298,148 @@ def saved_shapes(folder: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def load(path: str | pathlib.Path, prefix: str = "", step: int | None = None) -> dict[str, Any]:
-  """Host arrays `{path below prefix: array}` of a workdir's newest good step, or of `step`.
+  """Host arrays `{path below prefix: array}` of a run, without its config.
+
+  Args:
+    path: a workdir (its newest good step, or `step`), or the folder of one step.
+    prefix: whole path components, `params/image`; a leaf's own path gives `{"": array}`.
+    step: of a workdir, this step.
 
   Raises:
     UserError: no folder, no good step, or nothing below `prefix`.
   """
   from orbax.checkpoint import v1 as ocp
 
-  directory = pathlib.Path(path).absolute() / "checkpoints"
-  checkpointer = Checkpointer(directory)
-  steps = [s for s in checkpointer.steps()[::-1] if step in (None, s)]
-  good = next((s for s in steps if verify(directory, s) is None), None)
+  path = pathlib.Path(path).absolute()
+  directory = path / "checkpoints"
+  if path.name.isdecimal() and not directory.is_dir():
+    directory, step = path.parent, int(path.name)
+  good, told = None, []
+  for candidate in [s for s in _steps(directory)[::-1] if step in (None, s)]:
+    if (problem := verify(directory, candidate)) is None:
+      good = candidate
+      break
+    told.append(f"step {candidate}: {problem}")
+    logging.warning("%s: checkpoint %d is bad (%s)", directory, candidate, problem)
   if good is None:
-    raise UserError(f"{path}: no good checkpoint below {directory}")
+    which = "" if step is None else f" of step {step}"
+    raise UserError(f"{path} has no good checkpoint{which} ({'; '.join(told) or 'none saved'})")
   folder = directory / str(good)
-  wanted = {k: v for k, v in saved_shapes(folder).items() if k.startswith(prefix)}
+  wanted = {k: v for k, v in saved_shapes(folder).items() if _below(prefix, k) is not None}
   if not wanted:
     raise UserError(f"{path} step {good}: nothing below {prefix!r}")
-  one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  abstract = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=one) for k, v in wanted.items()}
+  # NumPy leaves ask Orbax for host arrays: no device need hold what is only read.
+  abstract = {k: np.broadcast_to(np.empty((), v.dtype), v.shape) for k, v in wanted.items()}
   context = ocp.Context()
   context.pytree.loading.partial_load = True
   with context:
     loaded = tree.flatten(ocp.load(folder, tree.nest(abstract)))
-  return {k.removeprefix(prefix).lstrip("/"): np.asarray(v) for k, v in loaded.items()}
+  return {_below(prefix, k): np.asarray(v) for k, v in loaded.items()}
 
 
-def init_from(state: Any, spec: Mapping[str, Any]) -> tuple[Any, str]:
+def _below(prefix: str, name: str) -> str | None:
+  """`("a/b", "a/b/c")` -> `"c"`; None where `name` is not below: `a/b2` is not below `a/b`."""
+  prefix = prefix.rstrip("/")
+  if not prefix or name == prefix:
+    return name if not prefix else ""
+  return name.removeprefix(f"{prefix}/") if name.startswith(f"{prefix}/") else None
+
+
+# ------------------------------------------------------------------------------------- init_from
+
+
+def init_from(
+  state: Any,
+  spec: Mapping[str, Any],
+  loader: Callable[[str, str], Mapping[str, np.ndarray]] = load,
+  resample: Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray | None] | None = None,
+) -> tuple[Any, str]:
   """Starts parts of a fresh state from saved runs: `config.init_from`.
 
       {"params/image": "runs/a::params/image",                   # one part from another run
        "params": dict(path="runs/b", rename=[("old/(.*)", r"new/\\1")], reinit=["head/.*"])}
 
-  Keys are paths in the state, values a workdir, after `::` a path in it (the key where left out).
-  `rename` is applied to the saved names, first match wins. What matches `reinit` stays as it is.
+  Keys are paths in the state, values a workdir or a step's folder, after `::` a path in it (the key
+  where left out). `rename` sees whole saved names below that path, first match wins. What matches
+  `reinit` stays as it is.
+
+  Args:
+    state: with its arrays; dtypes and shardings are kept.
+    spec: as above.
+    loader: `(path, prefix) -> {path below prefix: array}`, for another format.
+    resample: `(path in the state, saved array, shape wanted) -> array or None`, asked where shapes
+      differ: position tables of another grid.
 
   Returns:
     The state, and a table of what was taken, left at its initialisation, and not used.
 
   Raises:
-    UserError: a shape that differs and is not under `reinit`, or nothing was taken.
+    UserError: a shape that differs and is not under `reinit`, two saved names renamed to one, a bad
+      key or pattern, or nothing was taken.
   """
   flat, lines = dict(tree.flatten(state)), []
   for target, value in spec.items():
+    where = f"config.init_from[{target!r}]"
     value = {"path": value} if isinstance(value, str) else value
-    path, _, prefix = value["path"].partition("::")
-    rename: Sequence = value.get("rename", ())
-    reinit: Sequence = value.get("reinit", ())
-    saved = {_renamed(k, rename): v for k, v in load(path, prefix or target).items()}
-    names = {n.removeprefix(target).lstrip("/"): n for n in flat if n.startswith(target)}
+    if not isinstance(value, Mapping):
+      raise UserError(f"{where} = {value!r}; expected 'DIR::path' or dict(path='DIR::path', ...)")
+    path, prefix, rename, reinit = call(_source, value, where)
+    prefix = prefix or target
+    try:
+      saved = _renamed(loader(path, prefix), rename, where)
+      keep = [n for n in flat if tree.first_match(reinit, n) is not None]
+    except re.error as e:
+      raise UserError(f"{where}: {e.pattern!r} is not a regular expression: {e}") from None
+    names = {below: n for n in flat if (below := _below(target, n)) is not None}
     taken = 0
     for short, name in names.items():
       old = flat[name]
-      if tree.first_match(reinit, short) is not None:
+      if name in keep:
         lines.append(f"left   {name} (reinit)")
-      elif short not in saved:
+        continue
+      if short not in saved:
         lines.append(f"left   {name} (not in {path})")
-      elif saved[short].shape != old.shape:
-        raise UserError(
-          f"config.init_from: {name} has shape {old.shape}, {path} has {saved[short].shape}; "
-          f"add {short!r} to reinit, or change the model"
-        )
-      else:
-        flat[name] = jax.device_put(saved[short].astype(old.dtype), old.sharding)
-        taken += 1
-        lines.append(f"taken  {name}")
+        continue
+      source, array = saved[short]
+      note = "" if source == short else f" (renamed from {source})"
+      if array.shape != old.shape:
+        new = resample(name, array, old.shape) if resample else None
+        if new is None or new.shape != old.shape:
+          raise UserError(
+            f"{where}: {name} has shape {old.shape}, {path} has {array.shape}; "
+            f"add {name!r} to reinit, or change the model"
+          )
+        note += f" (resampled from {array.shape})"
+        array = new
+      flat[name] = jax.device_put(array.astype(old.dtype), old.sharding)
+      taken += 1
+      lines.append(f"taken  {name}{note}")
     if not taken:
-      raise UserError(f"config.init_from: nothing of {path}::{prefix or target} fits {target}")
-    lines += [f"unused {path}: {k}" for k in sorted(saved.keys() - names.keys())]
+      raise UserError(f"{where}: nothing of {path}::{prefix} fits {target}")
+    lines += [f"unused {path}: {saved[k][0]}" for k in sorted(saved.keys() - names.keys())]
   return tree.unflatten(state, flat), "\n".join(lines)
 
 
-def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
-  for pattern, replacement in rules:
-    if re.fullmatch(pattern, name):
-      return re.sub(pattern, replacement, name)
-  return name
+def _source(
+  path: str, rename: Sequence[tuple[str, str]] = (), reinit: Sequence[str] = ()
+) -> tuple[str, str, Sequence[tuple[str, str]], Sequence[str]]:
+  """The keys that one entry of `init_from` may have."""
+  path, _, prefix = path.partition("::")
+  return path, prefix, rename, reinit
+
+
+def _renamed(
+  arrays: Mapping[str, np.ndarray], rules: Sequence[tuple[str, str]], where: str
+) -> dict[str, tuple[str, np.ndarray]]:
+  """`{new name: (saved name, array)}`."""
+  out: dict[str, tuple[str, np.ndarray]] = {}
+  for name, array in arrays.items():
+    found = ((re.fullmatch(pattern, name), goal) for pattern, goal in rules)
+    new = next((match.expand(goal) for match, goal in found if match), name)
+    if new in out:
+      raise UserError(f"{where}: rename gives {out[new][0]!r} and {name!r} the one name {new!r}")
+    out[new] = name, array
+  return out
 
 
 # ------------------------------------------------------------------------------------- preemption

@@ -204,9 +204,10 @@ def restore(
   if not file.exists():
     raise UserError(f"{file} is missing; --workdir is the folder that train wrote")
   data = json.loads(file.read_text())
-  sizes = [n for n in data["mesh"].values() if n != -1]
-  if len(sizes) == len(data["mesh"]) and np.prod(sizes) != jax.device_count():
-    data["mesh"] = {"replica": 1, "fsdp": -1, "tensor": 1, "sequence": 1}
+  fixed = math.prod(n for n in data["mesh"].values() if n != -1)
+  fits = -1 in data["mesh"].values() and jax.device_count() % fixed == 0
+  if not fits and fixed != jax.device_count():
+    data["mesh"] = {"fsdp": -1}
   shards = data["grad_accum"] * jax.device_count()
   data["input"]["batch_size"] = math.lcm(data["input"]["batch_size"], shards)
   built = build(data, num_examples=pipeline.num_examples(config_lib.wrap(data["input"])))
@@ -242,7 +243,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
     keep_last=config.checkpoint.get("keep_last", 3),
     keep_every=built.durations(config.checkpoint, "keep_every"),
   )
-  init_from = config.get("init_from")
+  init_from = config.get("init_from", {}).read_all()
   check_example(config, built)
   if unread := config.unread():
     raise UserError(f"nothing reads {', '.join(unread)}; remove or correct the key")

@@ -72,7 +72,7 @@ def smoke(c):
   """Minutes on two CPU cores, data that ships with scikit-learn."""
   tokens = "tokenize(12, model='train:digit_pairs', vocab_size=96)"
   image = "value_range(-1, 1)"
-  c.total_steps = 1500
+  c.total_steps = 1600
   c.model = dict(
     image=dict(
       width=64,
@@ -107,17 +107,17 @@ def smoke(c):
   )
   c.optim = dict(
     name="adamw",
-    lr=2e-3,
+    lr=1e-3,
     b2=0.95,
-    weight_decay=1e-2,
+    weight_decay=0.2,
     clip_norm=1.0,
     schedule=dict(name="cosine", warmup_steps=100),
   )
-  c.checkpoint.every_steps = 500
+  c.checkpoint.every_steps = 800
   c.evals = {
     f"zeroshot_{name}": dict(
       type="zeroshot",
-      every_steps=500,
+      every_steps=800,
       source=f"digit_pairs(split='test_{name}')",
       pp=f"{image}|keep(image, label)",
       pp_txt=tokens,
@@ -128,14 +128,14 @@ def smoke(c):
   }
   c.evals["retrieval"] = dict(
     type="retrieval",
-    every_steps=1500,
+    every_steps=1600,
     source="digit_pairs(split='test_seen')",
     pp=f"{image}|{tokens}|keep(image, text)",
     batch_size=256,
   )
   c.evals["val"] = dict(
     type="loss",
-    every_steps=500,
+    every_steps=800,
     source="digit_pairs(split='val')",
     pp=f"{image}|{tokens}|keep(image, text)",
     batch_size=256,

@@ -2,8 +2,12 @@
 
 import json
 import os
+import pathlib
 import random
 import signal
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +22,7 @@ from big_vision_like import checkpoint, tree
 from big_vision_like.config import UserError
 from big_vision_like.state import State
 
+ROOT = pathlib.Path(__file__).parents[1]
 TX = optax.adamw(1e-3)
 
 
@@ -74,6 +79,7 @@ def test_a_donated_buffer_may_be_overwritten_at_once(tmp_path):
     now = {"x": jnp.arange(1 << 20, dtype=jnp.float32)}
     c.save(1, now)
     overwrite(now)["x"].block_until_ready()
+    assert now["x"].is_deleted()
     c.wait()
     like = {"x": jax.ShapeDtypeStruct((1 << 20,), jnp.float32, sharding=jnp.zeros(1).sharding)}
     found, _ = c.restore(like)
@@ -83,6 +89,34 @@ def test_a_donated_buffer_may_be_overwritten_at_once(tmp_path):
 def test_retention(tmp_path):
   saved(tmp_path, range(1, 8), keep_last=2, keep_every=3)
   assert checkpoint.Checkpointer(tmp_path).steps() == [3, 6, 7]
+  assert len(list(tmp_path.iterdir())) == 6  # a folder and a manifest each
+  with pytest.raises(UserError, match=r"checkpoint.keep_last = 0; expected a number >= 1"):
+    checkpoint.Checkpointer(tmp_path, keep_last=0)
+
+
+def test_set_aside_steps_do_not_count(tmp_path):
+  saved(tmp_path, [1, 2, 3])
+  flip_a_bit(next((tmp_path / "3").rglob("d/*")), random.Random(1))
+  assert restore(tmp_path)[1] == 2
+  saved(tmp_path, [4], keep_last=2)
+  assert checkpoint.Checkpointer(tmp_path).steps() == [2, 4]
+  assert (tmp_path / "bad-3").is_dir() and (tmp_path / "bad-3.manifest.0").is_file()
+
+
+def test_a_step_that_is_there_stays_as_it_is(tmp_path):
+  saved(tmp_path, [1])
+  with checkpoint.Checkpointer(tmp_path) as c:
+    c.save(1, state(9), block=True)
+    c.save(2, state(2))
+    c.save(2, state(9))
+  for step in (1, 2):
+    assert_same(restore(tmp_path, step)[0], state(step))
+
+
+def test_block_returns_when_the_step_is_there(tmp_path):
+  with checkpoint.Checkpointer(tmp_path) as c:
+    c.save(1, state(1), block=True)
+    assert c.latest() == 1 and checkpoint.verify(tmp_path, 1) is None
 
 
 def flip_a_bit(file, draw):
@@ -103,6 +137,31 @@ def test_one_flipped_bit_anywhere(tmp_path):
     assert checkpoint.verify(tmp_path, 2) is not None, file
     file.write_bytes(before)
     assert checkpoint.verify(tmp_path, 2) is None
+
+
+def test_any_flipped_bit_of_the_manifest(tmp_path):
+  saved(tmp_path, [1])
+  file = tmp_path / "1.manifest.0"
+  whole = file.read_bytes()
+  for at in range(len(whole)):
+    data = bytearray(whole)
+    data[at] ^= 1 << at % 8
+    file.write_bytes(data)
+    assert checkpoint.verify(tmp_path, 1) is not None, at
+
+
+@pytest.mark.parametrize("harm", ["cut", "longer", "missing", "extra"])
+def test_files_of_another_length_or_number(tmp_path, harm):
+  saved(tmp_path, [1])
+  file = next((tmp_path / "1").rglob("d/*"))
+  if harm == "missing":
+    file.unlink()
+  elif harm == "extra":
+    file.with_name("more").touch()
+  else:
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] if harm == "cut" else data + b"0")
+  assert ("more" if harm == "extra" else file.name) in checkpoint.verify(tmp_path, 1)
 
 
 def test_a_bad_step_is_named_set_aside_and_the_one_before_used(tmp_path, caplog):
@@ -127,10 +186,95 @@ def test_all_bad_is_an_error_and_nothing_is_touched(tmp_path):
   assert sorted(str(f) for f in tmp_path.rglob("*")) == before
 
 
-def test_killed_before_the_manifest(tmp_path):
+def test_a_step_without_a_manifest_is_bad(tmp_path):
   saved(tmp_path, [1, 2])
   (tmp_path / "2.manifest.0").unlink()
   assert restore(tmp_path)[1] == 1
+
+
+# Killed before the hashes are written, and after them, before the rename.
+@pytest.mark.parametrize("moment", ["_write_manifest", "_until"])
+def test_sigkill_between_commit_and_rename(tmp_path, moment):
+  code = f"""if True:
+    import os, signal, sys
+    import jax.numpy as jnp
+    from big_vision_like import checkpoint
+    c = checkpoint.Checkpointer(sys.argv[1])
+    c.save(1, {{"x": jnp.zeros(4)}}, block=True)
+    checkpoint.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    c.save(2, {{"x": jnp.ones(4)}}, block=True)
+  """
+  out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, timeout=60)
+  assert out.returncode == -signal.SIGKILL
+  assert (tmp_path / "saving-2").is_dir()
+  like = {"x": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=jnp.zeros(1).sharding)}
+  with checkpoint.Checkpointer(tmp_path) as c:
+    found, step = c.restore(like)
+    assert step == 1 and found["x"][0] == 0
+    c.save(2, {"x": jnp.full(4, 2.0)}, block=True)
+    assert c.restore(like)[0]["x"][0] == 2
+  assert sorted(f.name for f in tmp_path.iterdir()) == ["1", "1.manifest.0", "2", "2.manifest.0"]
+
+
+def test_sigkill_in_mid_write(tmp_path):
+  """Orbax's own unfinished folder is not listed, and the next save of that step replaces it."""
+  (tmp_path / "saving-1.orbax-checkpoint-tmp").mkdir(parents=True)
+  (tmp_path / "saving-1.orbax-checkpoint-tmp" / "half").write_text("x")
+  assert restore(tmp_path) is None
+  saved(tmp_path, [1])
+  assert sorted(f.name for f in tmp_path.iterdir()) == ["1", "1.manifest.0"]
+
+
+def test_two_processes_agree(tmp_path):
+  """Each hashes its share; a bit flipped in the other's share is seen by both."""
+  code = """if True:
+    import logging, pathlib, sys
+    import jax
+    directory, port, index = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
+    import jax.numpy as jnp
+    from jax.experimental import multihost_utils
+    from jax.sharding import NamedSharding, PartitionSpec as P
+    from big_vision_like import checkpoint
+    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = NamedSharding(mesh, P("fsdp"))
+    make = jax.jit(lambda x: {"x": jnp.arange(8.0) + x}, out_shardings={"x": sharding})
+    like = {"x": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}
+    with checkpoint.Checkpointer(directory, keep_last=2) as c:
+      for step in (1, 2, 2, 3):
+        c.save(step, make(step))
+      c.wait()
+      multihost_utils.sync_global_devices("saved")
+      assert c.steps() == [2, 3], c.steps()
+      if index == 0:
+        file = max((f for f in (directory / "3").rglob("d/*")), key=lambda f: f.stat().st_size)
+        file.write_bytes(file.read_bytes()[:-1])
+      multihost_utils.sync_global_devices("harmed")
+      found, step = c.restore(like)
+      assert step == 2 and found["x"].addressable_shards[0].data[0] == 2 + 4 * index, found
+  """
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = str(s.getsockname()[1])
+  env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  runs = [
+    subprocess.Popen(
+      [sys.executable, "-c", code, str(tmp_path), port, str(i)],
+      cwd=ROOT,
+      env=env,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in (0, 1)
+  ]
+  try:
+    errors = [r.communicate(timeout=60)[1] for r in runs]
+  finally:
+    for r in runs:
+      r.kill()
+  assert [r.returncode for r in runs] == [0, 0], errors
+  assert (tmp_path / "bad-3").is_dir() and (tmp_path / "2.manifest.1").is_file()
 
 
 def test_another_state_is_told(tmp_path):
@@ -160,6 +304,62 @@ def test_init_from(tmp_path):
   assert "unused" in table and int(found.step) == 0
   with pytest.raises(UserError, match="has shape"):
     checkpoint.init_from(fresh, {"params/b/c": f"{tmp_path}::params/w"})
+
+
+def arrays(**found):
+  return lambda path, prefix: {k.replace("__", "/"): np.asarray(v) for k, v in found.items()}
+
+
+def test_init_from_names_what_was_renamed_and_resampled():
+  fresh = {"params": {"pos": jnp.zeros((1, 4, 2)), "pos2": jnp.ones(3)}}
+  table = np.arange(2.0).reshape(1, 1, 2)
+  spec = {"params/pos": {"path": "DIR::old", "rename": [(".*", "")]}}
+  found, told = checkpoint.init_from(
+    fresh, spec, arrays(table=table), lambda name, x, shape: np.broadcast_to(x, shape)
+  )
+  assert told == "taken  params/pos (renamed from table) (resampled from (1, 1, 2))"
+  np.testing.assert_array_equal(found["params"]["pos"], np.broadcast_to(table, (1, 4, 2)))
+  np.testing.assert_array_equal(found["params"]["pos2"], np.ones(3))  # no component of its path
+  assert found["params"]["pos"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  "value, message",
+  [
+    ({"path": "D", "rename": [(".*", "w")]}, "gives 'a' and 'w' the one name 'w'"),
+    ({"path": "D", "rename": [("(", "w")]}, "is not a regular expression"),
+    ({"path": "D", "renam": []}, "did you mean rename"),
+    ({"path": "D", "reinit": ["params/.*"]}, "nothing of D::params fits"),
+    (7, "= 7; expected"),
+  ],
+)
+def test_mistakes_in_init_from(value, message):
+  with pytest.raises(UserError, match=message):
+    checkpoint.init_from(
+      {"params": {"w": jnp.zeros(2)}}, {"params": value}, arrays(a=[0, 0], w=[1, 1])
+    )
+
+
+def test_load_reads_a_workdir_or_a_step(tmp_path, caplog):
+  saved(tmp_path / "checkpoints", [1, 2])
+  found = checkpoint.load(tmp_path, "params")
+  assert found.keys() == {"w", "b/c"} and isinstance(found["w"], np.ndarray)
+  for again in (
+    checkpoint.load(tmp_path / "checkpoints" / "1", "params/b"),
+    checkpoint.load(tmp_path, "params/b", step=1),
+  ):
+    assert again.keys() == {"c"}
+    np.testing.assert_array_equal(again["c"], state(1).params["b"]["c"])
+  whole = checkpoint.load(tmp_path)
+  assert whole.keys() == tree.flatten(state()).keys()
+  assert_same(whole, tree.flatten(state(2)))
+  with pytest.raises(UserError, match="nothing below 'param'"):
+    checkpoint.load(tmp_path, "param")
+  flip_a_bit(next((tmp_path / "checkpoints" / "2").rglob("d/*")), random.Random(0))
+  np.testing.assert_array_equal(checkpoint.load(tmp_path, "params/w")[""], state(1).params["w"])
+  assert "checkpoint 2 is bad" in caplog.text
+  with pytest.raises(UserError, match=r"no good checkpoint of step 2 \(step 2:"):
+    checkpoint.load(tmp_path, step=2)
 
 
 def test_sigterm_is_a_question():

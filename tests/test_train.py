@@ -88,6 +88,18 @@ def test_a_finished_run_does_nothing(whole):
   assert lines(whole[0]) == before
 
 
+def test_init_from_another_run(whole, tmp_path):
+  """A fine-tuning run starts where the other ended; its optimizer and step start anew."""
+  init_from = {"params/image": f"{whole[0]}::params/image"}
+  trainer.train(tiny.config(1, init_from=init_from, optim__lr=1e-9), tmp_path)
+  _, _, state, _ = trainer.restore(tmp_path)
+  a, b = tree.flatten(state.params), tree.flatten(whole[1].params)
+  for name in a:
+    same = np.array_equal(a[name], b[name])
+    assert same if name.startswith("image/") else True, name
+  assert int(state.step) == 1 and not np.array_equal(a["text/pos_embed"], b["text/pos_embed"])
+
+
 def test_accumulation_of_a_mean_equals_the_batch():
   """k micro-batches of a loss that is a mean over examples give the gradients of the batch."""
   from big_vision_like import method as method_lib
@@ -156,7 +168,7 @@ def test_mistakes_are_one_line(overrides, message, tmp_path):
 
 
 def test_a_workdir_of_another_config(whole):
-  with pytest.raises(UserError, match=r"optim.lr \(0.002 -> 0.5\)"):
+  with pytest.raises(UserError, match=r"optim.lr \(0.001 -> 0.5\)"):
     trainer.train(tiny.config(optim__lr=0.5), whole[0])
 
 

@@ -1,12 +1,12 @@
 """Checkpoints out: python -m tools.export --workdir DIR --format FORMAT --out DIR
 
 `params.safetensors` or `params.npz` hold the parameters by path; `<predict>.stablehlo` a function
-of the batch with the parameters baked in, for any batch size. `config.json` goes with them.
+of the batch with the parameters baked in, for any batch size unless a line says otherwise.
+`config.json` goes with them.
 """
 
 import argparse
 import pathlib
-import shutil
 
 import jax
 import numpy as np
@@ -26,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--step", type=int, help="a saved step; the newest by default")
   parser.add_argument("--predict", help="stablehlo: which functions, by comma; all by default")
   args = parser.parse_args(argv)
+  if args.predict and args.format != "stablehlo":
+    raise UserError(f"--predict is for --format stablehlo; {args.format} holds the parameters")
   config, method, state, _ = train.restore(args.workdir, args.step)
 
   if args.format == "stablehlo":
@@ -35,20 +37,24 @@ def main(argv: list[str] | None = None) -> int:
     for name in names:
       if name not in method.predict:
         raise unknown("--predict", name, list(method.predict))
+    for name in names:
       file = args.out / f"{name}.stablehlo"
-      _export(file, method.predict[name], state, spec)
-      print(file)
+      is_open = _export(file, method.predict[name], state, spec)
+      print(file if is_open else f"{file} (batch size {config.input.batch_size} only)")
   else:
     arrays = {k: np.asarray(v) for k, v in tree.flatten(jax.device_get(state.params)).items()}
     file = args.out / f"params.{args.format}"
     {"safetensors": files.save_safetensors, "npz": files.save_npz}[args.format](file, arrays)
     print(file)
-  shutil.copy(pathlib.Path(args.workdir) / "config.json", args.out / "config.json")
+  files.write(args.out / "config.json", (pathlib.Path(args.workdir) / "config.json").read_bytes())
   return 0
 
 
-def _export(file: pathlib.Path, predict, state, spec) -> None:
-  """Only what the function reads becomes an argument: the keys whose absence is an error."""
+def _export(file: pathlib.Path, predict, state, spec) -> bool:
+  """Only what the function reads becomes an argument: the keys whose absence is an error.
+
+  Returns whether the batch size was left open.
+  """
   needed = dict(spec)
   for key in list(spec):
     rest = {k: v for k, v in needed.items() if k != key}
@@ -59,7 +65,7 @@ def _export(file: pathlib.Path, predict, state, spec) -> None:
       continue
   if not needed:
     raise UserError(f"{file.stem} reads nothing of {', '.join(spec)}; it cannot be exported")
-  stablehlo.save(file, lambda batch: predict(state.params, state.aux, batch, None), needed)
+  return stablehlo.save(file, lambda batch: predict(state.params, state.aux, batch, None), needed)
 
 
 if __name__ == "__main__":
