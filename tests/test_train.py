@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -91,13 +92,13 @@ def test_a_finished_run_does_nothing(whole):
 def test_init_from_another_run(whole, tmp_path):
   """A fine-tuning run starts where the other ended; its optimizer and step start anew."""
   init_from = {"params/image": f"{whole[0]}::params/image"}
-  trainer.train(tiny.config(1, init_from=init_from, optim__lr=1e-9), tmp_path)
+  trainer.train(tiny.config(2, init_from=init_from, optim__lr=1e-9), tmp_path)
   _, _, state, _ = trainer.restore(tmp_path)
   a, b = tree.flatten(state.params), tree.flatten(whole[1].params)
   for name in a:
-    same = np.array_equal(a[name], b[name])
-    assert same if name.startswith("image/") else True, name
-  assert int(state.step) == 1 and not np.array_equal(a["text/pos_embed"], b["text/pos_embed"])
+    if name.startswith("image/"):  # two steps at a rate of 1e-9 move nothing that shows
+      np.testing.assert_allclose(a[name], b[name], atol=1e-6, err_msg=name)
+  assert int(state.step) == 2 and not np.array_equal(a["text/pos_embed"], b["text/pos_embed"])
 
 
 def test_accumulation_of_a_mean_equals_the_batch():
@@ -252,4 +253,5 @@ def test_a_dead_peer_ends_the_other(tmp_path):
   pair[1].communicate()
   code, out = wait(pair[0], timeout=30)
   assert code != 0
-  assert "task:1" in out or "process 1" in out, out[-2000:]
+  # jax names the task by its number, on a line of its own.
+  assert re.search(r"stopped sending heartbeats\):\s+1\b", out), out[-2000:]
