@@ -1,17 +1,20 @@
 """SigLIP (arXiv:2303.15343), B/16 at 224 px with 64 tokens, batch 32,768.
 
-Optimiser and schedule follow the paper's appendix and its released recipe as far as they are
-stated: learning rate 1e-3, weight decay 1e-4, beta2 0.95 (Sec. 4.7: a large batch is unstable at
-0.999), cosine to zero after a warm-up. The length is the 9 billion examples of the paper's short
-setting. WebLI is private: `data=` names any prepared TFDS set with `image` and `text`.
+Optimiser: big_vision's Adafactor with beta2 capped at 0.95 (the paper: a large batch is unstable
+at 0.999), learning rate 1e-3, weight decay 1e-4, cosine to zero. The warm-up of 2 % and the length
+of 9 billion examples are recalled, not checked against the paper's text. WebLI is private: `data=`
+names any prepared TFDS set with `image` and `text`.
 
 Command: python -m big_vision_like.train --config configs/siglip.py --workdir DIR
 Score: not yet run (needs a pod).
 
 smoke: two real digits side by side and captions such as "three left of seven"; 20 of the 100
-ordered pairs and a fixed fifth of the scans are never trained on.
+ordered pairs and a fixed fifth of the scans are never trained on. It must beat its random
+initialisation (about 1 %) and reach 95 % on seen and 90 % on never-trained pairs.
 Command: python -m big_vision_like.train --config configs/siglip.py:smoke --workdir DIR
-Score: not yet run
+Score (seed 0, 1 device and 8 simulated ones alike): 100-way zero-shot accuracy on held-out scans
+97.9 % for seen pairs, 96.8 % for never-trained pairs; two busy CPU cores: 143 s on one device, 289
+s on eight.
 """
 
 from configs import common

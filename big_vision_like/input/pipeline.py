@@ -107,7 +107,8 @@ def train_batches(
   stream = order.map_with_index(lambda at, index: {"index": at, **preprocess(at, index)})
   local = batch_size // process_count
   # Always given: the default of 500 elements would be gigabytes of images.
-  read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch * local)
+  ahead = prefetch * local
+  read = grain.ReadOptions(num_threads=min(num_threads, ahead), prefetch_buffer_size=ahead)
   rows = _rows(stream, first, batch_size, process_index * local, local)
   return iter(rows.to_iter_dataset(read).batch(local, batch_fn=_stack))
 
