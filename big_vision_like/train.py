@@ -412,6 +412,17 @@ def write_pictures(
 # ------------------------------------------------------------------------------------------- main
 
 
+def _reason(e: Exception) -> str:
+  """What ml_collections has to say, without its wrapping."""
+  while len(e.args) == 1 and isinstance(e.args[0], Exception):
+    e = e.args[0]
+  text = str(e.args[0] if len(e.args) == 1 else e).strip() or type(e).__name__
+  if isinstance(e, (KeyError, AttributeError)):
+    return f"--config has no key {text}"
+  # Where it prints a traceback, the last line says what is wrong.
+  return text.splitlines()[-1] if "Traceback" in text else text
+
+
 def main(argv: list[str] | None = None) -> int:
   """The command line; returns the exit code."""
   import sys
@@ -424,8 +435,8 @@ def main(argv: list[str] | None = None) -> int:
     rest = values(argv or sys.argv)
     if values["config"].value is not None:
       values["config"].value.to_dict()  # a file that is not there is noticed only now
-  except Exception as e:  # a config file may raise anything: its last line says what is wrong
-    raise UserError((str(e).strip().splitlines() or [type(e).__name__])[-1]) from None
+  except Exception as e:  # a config file may raise anything
+    raise UserError(_reason(e)) from None
   if len(rest) > 1:
     raise UserError(f"unknown argument {rest[1]!r}; flags are --config, --workdir, --force_config")
   for name in ("config", "workdir"):
