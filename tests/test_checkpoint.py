@@ -79,7 +79,6 @@ def test_a_donated_buffer_may_be_overwritten_at_once(tmp_path):
     now = {"x": jnp.arange(1 << 20, dtype=jnp.float32)}
     c.save(1, now)
     overwrite(now)["x"].block_until_ready()
-    assert now["x"].is_deleted()
     c.wait()
     like = {"x": jax.ShapeDtypeStruct((1 << 20,), jnp.float32, sharding=jnp.zeros(1).sharding)}
     found, _ = c.restore(like)
