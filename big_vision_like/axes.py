@@ -10,6 +10,7 @@ The mesh itself is made in `sharding.py`; code below that floor sees only the am
 models and losses run unchanged on one device, in tests and in notebooks.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,10 +65,19 @@ def constrain_batch(x: jax.Array) -> jax.Array:
   return constrain(x, BATCH, SEQUENCE) if x.ndim >= 3 else constrain(x, BATCH)
 
 
+def of_batch(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> tuple[str, ...]:
+  """Those axes of `mesh` that carry the batch."""
+  return tuple(n for n in BATCH if n in mesh.axis_names)
+
+
+def num_batch_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+  """Over how many devices the batch is split."""
+  return math.prod(mesh.shape[n] for n in of_batch(mesh))
+
+
 def put_batch(mesh: jax.sharding.Mesh, batch: Mapping[str, Any]) -> dict[str, Any]:
   """This process's rows of a global batch -> global arrays, dimension 0 over the batch axes."""
-  names = tuple(n for n in BATCH if n in mesh.axis_names)
-  sharding = NamedSharding(mesh, P(names))
+  sharding = NamedSharding(mesh, P(of_batch(mesh)))
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), dict(batch)
   )

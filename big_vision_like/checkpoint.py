@@ -84,9 +84,7 @@ class Checkpointer:
       return
     self._newest = step
     self.directory.mkdir(parents=True, exist_ok=True)
-    if (
-      jax.process_index() == 0
-    ):  # of a save that was killed; no process hashes before Orbax commits
+    if jax.process_index() == 0:  # of a killed save; no process hashes before Orbax commits
       for file in self.directory.glob(f"{step}.manifest.*"):
         file.unlink()
     response = ocp.save_async(

@@ -71,19 +71,14 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Dimension 0 over the batch axes, the rest whole."""
-  return NamedSharding(mesh, P(tuple(n for n in axes.BATCH if n in mesh.axis_names)))
-
-
-def num_batch_shards(mesh: Mesh) -> int:
-  """Over how many devices the batch is split."""
-  return int(np.prod([mesh.shape[n] for n in axes.BATCH if n in mesh.axis_names]))
+  return NamedSharding(mesh, P(axes.of_batch(mesh)))
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
   """Raises `UserError` where the batch does not divide its axes, or is not a positive number."""
   if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
     raise UserError(f"config.input.batch_size = {batch_size!r}; expected a positive number")
-  if batch_size % (n := num_batch_shards(mesh)):
+  if batch_size % (n := axes.num_batch_shards(mesh)):
     raise UserError(
       f"config.input.batch_size = {batch_size} does not divide by replica x fsdp = {n}; "
       f"nearest: {max(n, batch_size // n * n)}"

@@ -103,7 +103,7 @@ def build(config: Any, *, num_examples: int | None, mesh: Any = None) -> Built:
   mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
   batch_size = config.input.batch_size
   sharding.check_batch(batch_size, mesh)
-  step.check_accumulate(config.grad_accum, batch_size, sharding.num_batch_shards(mesh))
+  step.check_accumulate(config.grad_accum, batch_size, axes.num_batch_shards(mesh))
   durations = Durations(batch_size, num_examples)
   total_steps = durations(config, "total")
   if not total_steps:
@@ -332,7 +332,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
           logging.warning("SIGTERM: saved step %d, exiting with 85", at)
           raise SystemExit(checkpoint.REQUEUE_EXIT_CODE)
     saved.wait()
-    if lead and start < total:
+    if start < total:  # every process: evaluators gather across them, process 0 writes
       write_pictures(evaluators, state, workdir, writer, total)
   return state
 

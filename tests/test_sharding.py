@@ -74,7 +74,7 @@ def test_mesh_mistakes(cfg, message):
 
 
 def test_batch(mesh8):
-  assert sharding.num_batch_shards(mesh8) == 4
+  assert axes.num_batch_shards(mesh8) == 4
   sharding.check_batch(12, mesh8)  # 4 devices share the batch, not 8
   for bad in (13, 0, -4, 4.0, True):
     with pytest.raises(UserError, match=f"batch_size = {bad}"):

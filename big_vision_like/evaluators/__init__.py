@@ -41,7 +41,7 @@ class Split:
   """
 
   def __init__(self, cfg: Config, mesh: jax.sharding.Mesh, needs: tuple[str, ...] = ()):
-    shards = int(np.prod([mesh.shape[n] for n in axes.BATCH if n in mesh.axis_names]))
+    shards = axes.num_batch_shards(mesh)
     self.mesh = mesh
     self.batch_size = -(-cfg.get("batch_size", 128) // shards) * shards
     self.source, self.pp, self.where = cfg.source, cfg.pp, cfg.path
