@@ -80,7 +80,7 @@ class Ours:
       _, out = self.model.apply({"params": variables["encoder"]}, image, keep=self.masking.keep)
       tokens = (out["tokens"], out["prefix"], self.masking.restore)
       pred, _ = self.decoder.apply({"params": variables["decoder"]}, *tokens, **self.sizes)
-      target = patchify(image, self.model.patch_size)
+      target = patchify(jnp.asarray(image), self.model.patch_size)
       if self.hf["norm_pix_loss"]:
         target = masked.normalize_patches(target)[0]
       return {"logits": pred, "loss": masked.masked_mse(pred, target, self.masking.mask)}
