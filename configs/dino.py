@@ -146,7 +146,10 @@ def smoke(c):
     schedule=dict(name="cosine", warmup_percent=10.0),
   )
   c.checkpoint.every_steps = 1500
-  for name, op in (("knn", "random_resized_crop(16, area=(0.4, 1.0))"), ("knn_whole", "resize(16)")):
+  for name, op in (
+    ("knn", "random_resized_crop(16, area=(0.4, 1.0))"),
+    ("knn_whole", "resize(16)"),
+  ):
     c.evals[name] = dict(
       type="knn",
       initial=True,
