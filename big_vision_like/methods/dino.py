@@ -30,12 +30,14 @@ class Head(nn.Module):
   prototypes: int = 65_536
   hidden: int = 2048
   bottleneck: int = 256
+  init_std: float = 0.02  # too small for narrow layers: the bottleneck must not be near zero
   dtype: str = "float32"
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, D] -> [B, K]."""
-    args = dict(kernel_init=nn.initializers.truncated_normal(0.02), dtype=jnp.dtype(self.dtype))
+    init = nn.initializers.truncated_normal(self.init_std)
+    args = dict(kernel_init=init, dtype=jnp.dtype(self.dtype))
     for i, width in enumerate((self.hidden, self.hidden, self.bottleneck)):
       x = nn.gelu(x, approximate=False) if i else x
       x = axes.constrain_batch(nn.Dense(width, name=f"fc{i}", **args)(x))
@@ -59,7 +61,7 @@ class Network(nn.Module):
 def make(config: Config) -> Method:
   """Keys beside `model` (a backbone with a pooled output and no batch statistics):
 
-      head   prototypes, hidden, bottleneck, dtype
+      head   prototypes, hidden, bottleneck, init_std, dtype
       loss   student_temp, teacher_temp, teacher_temp_start with teacher_temp_warmup_*,
              center_momentum, teacher_momentum (at the start; 1 at the end), freeze_last_*
 
