@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from big_vision_like import axes, models, schedules, tree
-from big_vision_like.config import Config, UserError, call, number
+from big_vision_like.config import Config, call, number
 from big_vision_like.losses import self_distillation as sd
 from big_vision_like.method import Aux, Batch, Method, Metrics, Params
 
@@ -59,7 +59,7 @@ class Network(nn.Module):
 
 
 def make(config: Config) -> Method:
-  """Keys beside `model` (a backbone with a pooled output and no batch statistics):
+  """Keys beside `model` (a backbone with a pooled output):
 
       head   prototypes, hidden, bottleneck, init_std, dtype
       loss   student_temp, teacher_temp, teacher_temp_start with teacher_temp_warmup_*,
@@ -83,16 +83,16 @@ def make(config: Config) -> Method:
 
   def init(rng: jax.Array, batch: Batch) -> tuple[Params, Aux]:
     params, stats = models.init(net, rng, batch["global"][:, 0])
-    if stats:
-      raise UserError("config.model: DINO here takes a backbone without batch statistics (a ViT)")
+    copy = lambda x: jax.tree.map(jnp.copy, x)
     center = jnp.zeros(net.head.prototypes, jnp.float32)
-    return params, {"teacher": jax.tree.map(jnp.copy, params), "center": center}
+    stats = {"student": stats, "teacher": copy(stats)}
+    return params, {"teacher": copy(params), "center": center, "stats": stats}
 
-  def logits(params: Params, crops: jax.Array, **kwargs) -> jax.Array:
+  def logits(params: Params, stats: Aux, crops: jax.Array, **kwargs) -> tuple[jax.Array, Aux]:
     """[B, V, H, W, C] -> [V, B, K]; the views of an example stay on its device."""
     views = rearrange(crops, "B V H W C -> (B V) H W C")
-    (out, _), _ = models.apply(net, params, {}, views, **kwargs)
-    return rearrange(out, "(B V) K -> V B K", V=crops.shape[1])
+    (out, _), stats = models.apply(net, params, stats, views, **kwargs)
+    return rearrange(out, "(B V) K -> V B K", V=crops.shape[1]), stats
 
   def hold_prototypes(params: Params, step: jax.Array) -> Params:
     hold = lambda x: jnp.where(step < freeze_last, jax.lax.stop_gradient(x), x)
@@ -104,15 +104,21 @@ def make(config: Config) -> Method:
     params: Params, aux: Aux, batch: Batch, rng: jax.Array, step: jax.Array
   ) -> tuple[jax.Array, tuple[Aux, Metrics]]:
     params = hold_prototypes(params, step) if freeze_last else params
-    crops = [batch[key] for key in ("global", "local") if key in batch]
-    student = jnp.concatenate(
-      [logits(params, x, train=True, rng=jax.random.fold_in(rng, i)) for i, x in enumerate(crops)]
+    student, of_student = [], aux["stats"]["student"]
+    for i, key in enumerate(k for k in ("global", "local") if k in batch):
+      draw = jax.random.fold_in(rng, i)
+      out, of_student = logits(params, of_student, batch[key], train=True, rng=draw)
+      student.append(out)
+    # The teacher drops nothing, but normalises by its batch where it has batch norm.
+    of_teacher = aux["stats"]["teacher"]
+    teacher, of_teacher = logits(
+      aux["teacher"], of_teacher, batch["global"], train=bool(of_teacher), rng=rng
     )
-    teacher = logits(aux["teacher"], batch["global"])
     probs = sd.teacher_probs(teacher, aux["center"], temperature(step))
-    value = sd.cross_view_loss(student, probs, student_temp)
+    value = sd.cross_view_loss(jnp.concatenate(student), probs, student_temp)
     entropy = sd.entropy(probs)
-    aux = {**aux, "center": sd.update_center(aux["center"], teacher, center_momentum)}
+    center = sd.update_center(aux["center"], teacher, center_momentum)
+    aux = {**aux, "center": center, "stats": {"student": of_student, "teacher": of_teacher}}
     return value, (aux, {"teacher_entropy": entropy, "kl": value - entropy})
 
   def after_update(params: Params, aux: Aux, step: jax.Array) -> Aux:
@@ -123,7 +129,7 @@ def make(config: Config) -> Method:
   def features(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None):
     """Every named intermediate of the teacher's backbone, and `embed`."""
     image = batch["image"] if "image" in batch else batch["global"][:, 0]
-    return models.apply(net, aux["teacher"], {}, image)[0][1]
+    return models.apply(net, aux["teacher"], aux["stats"]["teacher"], image)[0][1]
 
   def image_embed(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None):
     """[B, H, W, C] -> [B, D], of the teacher's backbone, not normalised."""

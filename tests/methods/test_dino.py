@@ -94,6 +94,7 @@ def test_loss_of_the_method_is_the_transcription_of_its_outputs(batch):
   aux = {
     "teacher": method.init(jax.random.key(1), batch)[0],
     "center": jnp.linspace(-0.2, 0.2, 12),
+    "stats": {"student": {}, "teacher": {}},
   }
   net = dino.Network(dino.models.make(config.model), dino.Head(12, 16, 8))
   of = lambda p, x: net.apply({"params": p}, x)[0]
@@ -150,6 +151,24 @@ def test_local_crops_are_optional_and_embeddings_are_the_teachers(batch):
   np.testing.assert_array_equal(embed(params, aux, {"image": batch["global"][:, 0]}), z)
   np.testing.assert_array_equal(embed(jax.tree.map(jnp.zeros_like, params), aux, batch), z)
   assert method.predict["features"](params, aux, batch)["tokens"].shape == (4, 16, 16)
+
+
+def test_batch_statistics_of_student_and_teacher_move_apart(batch):
+  small = dict(name="resnet", bottleneck=False, stages=(1,), width=4, stem="small")
+  config = wrap(tiny().to_dict() | {"model": small}).timed(Durations(4, 100, 100))
+  method = dino.make(config)
+  params, aux = method.init(jax.random.key(0), batch)
+  _, (new, _) = jax.jit(method.loss)(params, aux, batch, jax.random.key(0), 0)
+  mean = lambda side: new["stats"][side]["batch_stats"]["backbone"]["stem_bn"]["mean"]
+  # The teacher saw the global crops, the student the local ones after them.
+  stem = params["backbone"]["stem_conv"]["kernel"]
+  conv = lambda x: jax.lax.conv_general_dilated(
+    x.reshape(-1, *x.shape[2:]), stem, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  first, second = (conv(batch[k]).mean(axis=(0, 1, 2)) for k in ("global", "local"))
+  np.testing.assert_allclose(mean("teacher"), 0.1 * first, atol=1e-5)
+  np.testing.assert_allclose(mean("student"), 0.09 * first + 0.1 * second, atol=1e-5)
+  assert method.predict["image_embed"](params, new, batch).shape == (4, 4)
 
 
 def test_mistakes_are_one_line():
