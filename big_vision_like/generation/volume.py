@@ -1,6 +1,7 @@
-"""Volume rendering (NeRF, Mildenhall et al., arXiv:2003.08934, Sec. 4): cameras, rays, compositing.
+"""Cameras, rays and volume rendering (NeRF, Mildenhall et al., arXiv:2003.08934, Sec. 4).
 
-    C(r) = sum_i T_i (1 - exp(-sigma_i delta_i)) c_i,   T_i = exp(-sum_{j<i} sigma_j delta_j)  (Eq. 3)
+    C(r) = sum_i T_i (1 - exp(-sigma_i delta_i)) c_i                        (Eq. 3)
+    T_i = exp(-sum_{j<i} sigma_j delta_j)
 
 The world has z up; cameras look at the origin from a sphere around it. Angles are in radians.
 Cameras are described one by one (`jax.vmap` makes many); the rest takes any leading dimensions.
@@ -109,7 +110,7 @@ def lambertian(
   diffuse: float = 0.9,
   ambient: float = 0.1,
 ) -> Float[Array, "... 3"]:
-  """albedo (diffuse max(0, n . l) + ambient), l the unit vector to the lamp (arXiv:2209.14988, Eq. 7)."""
+  """albedo (diffuse max(0, n . l) + ambient), l the unit vector to the lamp (arXiv:2209.14988)."""
   facing = jnp.maximum(jnp.sum(normals * to_light, axis=-1, keepdims=True), 0.0)
   return albedo * (diffuse * facing + ambient)
 
