@@ -21,13 +21,47 @@ import jax
 import jax.numpy as jnp
 
 from big_vision_like import axes, models
-from big_vision_like.config import Config, UserError
+from big_vision_like.config import Config, UserError, call
 from big_vision_like.generation import diffusion, volume
 from big_vision_like.losses.score_distillation import sds
 from big_vision_like.method import Aux, Batch, Method, Metrics, Params
 from big_vision_like.models import nerf
 
 SECTORS = 8  # each ends in a wedge of azimuths that is held out
+
+
+class Camera(NamedTuple):
+  """`config.camera`: pairs are (low, high), angles in degrees, `size` is (H, W).
+
+  `samples` along each ray; `held_out`: the part of each eighth of the azimuths that is not trained
+  on; `background` in 0..1.
+  """
+
+  size: tuple[int, int]
+  elevation: tuple[float, float]
+  distance: tuple[float, float]
+  fov: tuple[float, float]
+  samples: int = 64
+  held_out: float = 0.1
+  background: float = 1.0
+
+
+class Loss(NamedTuple):
+  """`config.loss`: guidance scale, `target` of the prior, range of times in 0..1, weights of the
+  penalties of opacity and orientation.
+
+  `shaded`: the share of views lit by a lamp near the camera, `textureless`: the share of those that
+  are white; both from `shading_warmup_steps` on.
+  """
+
+  guidance: float
+  target: str = "v"
+  times: tuple[float, float] = (0.02, 0.98)
+  opacity: float = 0.0
+  orientation: float = 0.0
+  shaded: float = 0.0
+  textureless: float = 0.0
+  shading_warmup_steps: int = 0
 
 
 class Views(NamedTuple):
@@ -39,74 +73,66 @@ class Views(NamedTuple):
   fov: jax.Array
 
 
-def make(config: Config) -> Method:
-  """Keys of the config:
+def views(camera: Camera, u: jax.Array, sector: jax.Array, seen: bool) -> Views:
+  """u [B, 4] in 0..1, sector int [B] -> cameras that training has, or that it never has."""
+  between = lambda i, bounds: bounds[0] + (bounds[1] - bounds[0]) * u[:, i]
+  edge = 1 - camera.held_out
+  part = between(0, (0.0, edge) if seen else (edge, 1.0))
+  return Views(
+    (sector + part) * (2 * math.pi / SECTORS),
+    jnp.radians(between(1, camera.elevation)),
+    between(2, camera.distance),
+    jnp.radians(between(3, camera.fov)),
+  )
 
-  model: goes to `models.nerf.make`. prior: to `models.unet.make`; diffusion: its schedule and
-    `target`, as it was trained. prompt: the label that the prior is asked for.
-  camera: `size` (H, W), `elevation` and `fov` in degrees and `distance`, each (low, high), `samples`
-    along a ray, `held_out` fraction of each eighth of the azimuths, `background` in 0..1.
-  loss: `guidance`; `times` (low, high) in 0..1; `opacity`, `orientation`: weights of the penalties;
-    `shaded`: fraction of views lit by a lamp near the camera, `textureless`: fraction of those
-    without albedo, both from `shading_warmup_steps` on.
+
+def make(config: Config) -> Method:
+  """`config.model` goes to `models/nerf.py`, `config.prior` to `models/unet.py` and
+  `config.diffusion` to `diffusion.make_schedule`; `config.prompt` is the label to ask for.
   """
-  cfg, camera, prompt = config.loss, config.camera, config.prompt
-  field, prior = models.make(config.model), models.make(config.prior, "config.prior")
-  schedule = diffusion.make_schedule(**config.diffusion.schedule, where="config.diffusion.schedule")
-  target = diffusion.check_target(config.diffusion.target, schedule, "config.diffusion.target")
-  size, samples, held_out = tuple(camera.size), camera.samples, camera.held_out
-  shaded, textureless = cfg.shaded, cfg.textureless
-  shading_warmup = config.durations(cfg, "shading_warmup", 0)
-  classes = prior.num_classes
-  if not isinstance(prompt, int) or not 0 <= prompt < (classes or 0):
-    raise UserError(f"config.prompt = {prompt!r}; expected a label from 0 to {(classes or 0) - 1}")
-  if not 0 < held_out < 1:
-    raise UserError(f"config.camera.held_out = {held_out!r}; expected a number between 0 and 1")
-  low, high = cfg.times
+  prompt, field = config.prompt, models.make(config.model)
+  prior = models.make(config.prior, "config.prior")
+  schedule = diffusion.make_schedule(**config.diffusion, where="config.diffusion")
+  camera = call(Camera, config.camera, "config.camera")
+  cfg = call(Loss, config.loss, "config.loss")
+  target = diffusion.check_target(cfg.target, schedule, "config.loss.target")
+  classes, (low, high) = prior.num_classes or 0, cfg.times
+  if not isinstance(prompt, int) or not 0 <= prompt < classes:
+    raise UserError(
+      f"config.prompt = {prompt!r}; expected a label below prior.num_classes = {classes}"
+    )
+  if not 0 < camera.held_out < 1:
+    raise UserError(f"config.camera.held_out = {camera.held_out!r}; expected between 0 and 1")
   if not 0 <= low < high <= 1:
     raise UserError(f"config.loss.times = {cfg.times!r}; expected 0 <= low < high <= 1")
 
   def init(rng: jax.Array, batch: Batch) -> tuple[Params, Aux]:
     rngs = jax.random.split(rng)
     params, _ = models.init(field, rngs[0], jnp.zeros((1, 1, 3)))
-    z, t = jnp.zeros((1, *size, 3)), jnp.zeros((1,))
-    frozen, _ = models.init(prior, rngs[1], z, t, jnp.zeros((1,), jnp.int32))
+    frozen, _ = models.init(prior, rngs[1], jnp.zeros((1, *camera.size, 3)), jnp.zeros(1))
     return params, {"frozen": {"prior": frozen}}
-
-  def between(u: jax.Array, bounds: tuple[float, float], scale: float = 1.0) -> jax.Array:
-    return scale * (bounds[0] + (bounds[1] - bounds[0]) * u)
-
-  def views(u: jax.Array, sector: jax.Array, seen: bool) -> Views:
-    """u [B, 4] in 0..1, sector int [B] -> cameras inside or outside of what is trained on."""
-    part = u[:, 0] * (1 - held_out) if seen else 1 - held_out * u[:, 0]
-    return Views(
-      (sector + part) * (2 * math.pi / SECTORS),
-      between(u[:, 1], camera.elevation, math.pi / 180),
-      between(u[:, 2], camera.distance),
-      between(u[:, 3], camera.fov, math.pi / 180),
-    )
 
   def render(
     params: Params, at: Views, rng: jax.Array | None, light: jax.Array | None = None
   ) -> tuple[volume.Rendered, jax.Array]:
-    """Colours in -1..1 and the orientation penalty [B]; `light` [B, 6] chooses lamp and shading."""
+    """Colours in -1..1 and the orientation penalty [B]; `light` [B, 5] is what `lights` draws."""
     poses = jax.vmap(volume.pose)(at.azimuth, at.elevation, at.distance)
-    origins, directions = jax.vmap(volume.rays, (0, None, 0))(poses, size, at.fov)
+    origins, directions = jax.vmap(lambda pose, fov: volume.rays(pose, camera.size, fov))(
+      poses, at.fov
+    )
     distance = jnp.broadcast_to(at.distance[:, None, None], directions.shape[:-1])
     near = jnp.maximum(distance - field.radius, 0.1)
-    t, delta = volume.stratified(rng, near, distance + field.radius, samples)
+    t, delta = volume.stratified(rng, near, distance + field.radius, camera.samples)
     points = origins[..., None, :] + t[..., None] * directions[..., None, :]
     points = axes.constrain(points, axes.BATCH)
     evaluate = lambda points: models.apply(field, params, {}, points)[0]
+    background = 2 * camera.background - 1
     if light is None:
-      (density, colour), _ = evaluate(points)
-      normals = None
-    else:
-      ((density, colour), _), normals = nerf.normals(evaluate, points)
-      colour = shade(colour, normals, points, poses, light)
-    out = volume.composite(density, 2 * colour - 1, t, delta, 2 * camera.background - 1)
-    if normals is None:
-      return out, jnp.zeros(len(poses))
+      (density, albedo), _ = evaluate(points)
+      return volume.composite(density, 2 * albedo - 1, t, delta, background), jnp.zeros(len(poses))
+    ((density, albedo), _), normals = nerf.normals(evaluate, points)
+    colour = shade(albedo, normals, points, poses, light)
+    out = volume.composite(density, 2 * colour - 1, t, delta, background)
     penalty = volume.orientation_penalty(out.weights, normals, directions)
     return out, jnp.mean(penalty, axis=(1, 2))
 
@@ -122,11 +148,11 @@ def make(config: Config) -> Method:
 
   def lights(rng: jax.Array, count: int, step: jax.Array) -> jax.Array | None:
     """[B, 5]: where the lamp is, whether it is on, whether the albedo is white."""
-    if not shaded and not cfg.orientation:
+    if not cfg.shaded and not cfg.orientation:
       return None
     place, on, white = jax.random.split(rng, 3)
-    turn = jax.random.bernoulli(on, shaded, (count, 1)) & (step >= shading_warmup)
-    bare = jax.random.bernoulli(white, textureless, (count, 1))
+    turn = jax.random.bernoulli(on, cfg.shaded, (count, 1)) & (step >= cfg.shading_warmup_steps)
+    bare = jax.random.bernoulli(white, cfg.textureless, (count, 1))
     return jnp.concatenate([0.5 * jax.random.normal(place, (count, 3)), turn, bare], axis=1)
 
   def predict_x0_eps(aux: Aux, z: jax.Array, t: jax.Array, log_snr: jax.Array):
@@ -147,7 +173,7 @@ def make(config: Config) -> Method:
     count = batch["index"].shape[0]
     place, sector, along, lamp, when, noise = jax.random.split(rng, 6)
     sectors = jax.random.randint(sector, (count,), 0, SECTORS)
-    at = views(jax.random.uniform(place, (count, 4)), sectors, seen=True)
+    at = views(camera, jax.random.uniform(place, (count, 4)), sectors, seen=True)
     out, orientation = render(params, at, along, lights(lamp, count, step))
 
     u = (jnp.arange(count) + jax.random.uniform(when, (count,))) / count
@@ -168,20 +194,19 @@ def make(config: Config) -> Method:
     }
     return value, (aux, metrics)
 
-  def unseen(batch: Batch) -> Views:
-    """Example i looks from the i-th held-out camera: all wedges in turn, angles well spread."""
-    i = batch["index"]
-    golden = 0.5 * (math.sqrt(5) - 1)
-    u = jnp.mod((i[:, None] + 1) * golden ** jnp.arange(1.0, 5.0)[None, :], 1.0)
-    return views(u, i % SECTORS, seen=False)
+  def unseen(batch: Batch, rng: jax.Array | None) -> Views:
+    """As many cameras as the batch has rows, in the held-out wedges in turn."""
+    count = jax.tree.leaves(batch)[0].shape[0]
+    u = jax.random.uniform(jax.random.key(0) if rng is None else rng, (count, 4))
+    return views(camera, u, jnp.arange(count) % SECTORS, seen=False)
 
-  def sample(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None, **_):
-    """[B, H, W, 3] in -1..1: the scene from cameras that training never has; all albedo."""
-    return render(params, unseen(batch), None)[0].colour
+  def sample(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None):
+    """[B, H, W, 3] in -1..1: the albedo of the scene, from cameras that training never has."""
+    return render(params, unseen(batch, rng), None)[0].colour
 
   def features(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None):
     """`depth` and `opacity` [B, H, W] of what `sample` shows."""
-    out = render(params, unseen(batch), None)[0]
+    out = render(params, unseen(batch, rng), None)[0]
     return {"depth": out.depth, "opacity": out.opacity}
 
   # SDS has no objective to watch: its gradient keeps the size of the noise. What falls is how far
