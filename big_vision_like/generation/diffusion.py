@@ -68,6 +68,14 @@ class Schedule(NamedTuple):
       return np.round(self.num_steps * left).astype(np.int32) - 1
     return left.astype(np.float32)
 
+  def nearest(self, log_snr: np.ndarray) -> np.ndarray:
+    """The times whose levels are nearest to those asked for."""
+    times = np.arange(self.num_steps) if self.num_steps else np.linspace(0, 1, 10_001)
+    times = times.astype(np.int32 if self.num_steps else np.float32)
+    with jax.ensure_compile_time_eval():
+      table = np.asarray(self.log_snr(jnp.asarray(times)))
+    return times[np.argmin(np.abs(table[None, :] - log_snr[:, None]), axis=1)]
+
 
 def _discrete(alpha_bar: np.ndarray, zero_terminal_snr: bool) -> Schedule:
   """From alpha-bar float64 [T]; the table of lambda is made in float64."""

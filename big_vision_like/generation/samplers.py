@@ -4,8 +4,8 @@
 
 `denoise(z, t)` is the network's estimate of the clean image for z [B, ...] at times t [B] of the
 schedule (`diffusion.to_x0` makes it from any target); guidance and clipping are composed into it.
-The times are `schedule.grid(steps)`, and the last step leads to the clean image. The network is
-called once a step, by Heun's method twice.
+The times are `schedule.grid(steps)` but for EDM's, and the last step leads to the clean image. The
+network is called once a step, by Heun's method twice.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from big_vision_like import axes
 from big_vision_like.config import unknown
@@ -22,14 +23,14 @@ Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def _run(
-  step: Callable, rng: jax.Array, shape: tuple[int, ...], schedule: Schedule, steps: int
+  step: Callable, rng: jax.Array, shape: tuple[int, ...], schedule: Schedule, times: np.ndarray
 ) -> jax.Array:
-  """Scans `(z, memory), i, rng, times (now, next), levels (now, next) -> (z, memory)`.
+  """Scans `z, memory, i, rng, times (now, next), levels (now, next) -> z, memory` over `times`.
 
   `memory` is of the shape of z and starts as zeros. The next level of the last step is +inf.
   """
   first, later = jax.random.split(rng)
-  times = jnp.asarray(schedule.grid(steps))
+  times = jnp.asarray(times)
   levels = schedule.log_snr(times)
   # The clean image has no time; its level is what steps look at.
   next_times = jnp.append(times[1:], times[-1])
@@ -41,7 +42,7 @@ def _run(
     return (axes.constrain(z, axes.BATCH), axes.constrain(memory, axes.BATCH)), None
 
   z = axes.constrain(jax.random.normal(first, shape), axes.BATCH)
-  at = (jnp.arange(steps), (times, next_times), (levels, next_levels))
+  at = (jnp.arange(len(times)), (times, next_times), (levels, next_levels))
   return jax.lax.scan(body, (z, jnp.zeros_like(z)), at)[0][0]
 
 
@@ -73,7 +74,7 @@ def ancestral(
       var = jnp.where(jnp.isinf(then), 0.0, jax.nn.sigmoid(-now) * -jnp.expm1(now - then))
     return mean + jnp.sqrt(var) * jax.random.normal(rng, z.shape), memory
 
-  return _run(step, rng, shape, schedule, steps)
+  return _run(step, rng, shape, schedule, schedule.grid(steps))
 
 
 def ddim(
@@ -98,7 +99,7 @@ def ddim(
       z = z + jnp.sqrt(var) * jax.random.normal(rng, z.shape)
     return z, memory
 
-  return _run(step, rng, shape, schedule, steps)
+  return _run(step, rng, shape, schedule, schedule.grid(steps))
 
 
 def dpmpp_2m(
@@ -122,16 +123,25 @@ def dpmpp_2m(
 
   levels = schedule.log_snr(jnp.asarray(schedule.grid(steps)))
   last_level = lambda i: levels[jnp.maximum(i - 1, 0)]
-  return _run(step, rng, shape, schedule, steps)
+  return _run(step, rng, shape, schedule, schedule.grid(steps))
 
 
 def heun(
-  denoise: Denoise, rng: jax.Array, shape: tuple[int, ...], schedule: Schedule, steps: int
+  denoise: Denoise,
+  rng: jax.Array,
+  shape: tuple[int, ...],
+  schedule: Schedule,
+  steps: int,
+  *,
+  sigma_min: float = 0.002,
+  sigma_max: float = 80.0,
+  rho: float = 7.0,
 ) -> jax.Array:
-  """Heun's second order method (Karras et al., arXiv:2206.00364, Algorithm 1, without churn).
+  """EDM's second order method (Karras et al., arXiv:2206.00364, Algorithm 1, without churn).
 
-  In y = z / alpha and s = sigma / alpha the flow is dy / ds = eps. A step by Euler is one of DDIM;
-  the correction is left out in the last step, and where z is noise alone.
+  In y = z / alpha and s = sigma / alpha the flow is dy / ds = eps. Its Euler step is one of DDIM;
+  the correction is left out in the last step. The levels are the paper's, Eq. 5, at the nearest
+  times that the schedule has.
   """
 
   def step(z, memory, i, rng, t, level):
@@ -140,13 +150,14 @@ def heun(
     x = denoise(z, _fill(t[0], z))
     eps = (z - alpha_t * x) / sigma_t
     euler = alpha_s * x + sigma_s * eps
-    inner = jnp.isfinite(now) & jnp.isfinite(then)
-    eps_next = (euler - alpha_s * denoise(euler, _fill(t[1], z))) / jnp.where(inner, sigma_s, 1.0)
-    # alpha_s (s_next - s_now), by which eps's mean over the step differs from Euler's
-    length = jnp.where(inner, sigma_s - alpha_s * sigma_t / jnp.where(inner, alpha_t, 1.0), 0.0)
+    last = jnp.isinf(then)
+    eps_next = (euler - alpha_s * denoise(euler, _fill(t[1], z))) / jnp.where(last, 1.0, sigma_s)
+    length = jnp.where(last, 0.0, sigma_s - alpha_s * sigma_t / alpha_t)  # alpha_s (s_next - s)
     return euler + 0.5 * length * (eps_next - eps), memory
 
-  return _run(step, rng, shape, schedule, steps)
+  schedule.grid(steps)  # checks the number
+  ramp = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho
+  return _run(step, rng, shape, schedule, schedule.nearest(-2.0 * np.log(ramp)))
 
 
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "heun": heun}

@@ -145,7 +145,7 @@ class UNet(nn.Module):
     attention_resolutions: heights at which blocks attend, for an input of `image_size`.
     num_classes: None, or a label steers the network; label `num_classes` is the null class of
       classifier-free guidance (arXiv:2207.12598).
-    out_channels: None for those of the input.
+    image_size, out_channels: what it makes, for samplers; it also runs on other sizes.
     remat: what the backward pass keeps of each block (`layers.transformer.REMAT`).
     dtype: of the computation; parameters are always float32.
   """
@@ -158,7 +158,7 @@ class UNet(nn.Module):
   dropout: float = 0.0
   num_classes: int | None = None
   groups: int = 32
-  out_channels: int | None = None
+  out_channels: int = 3
   image_size: tuple[int, int] = (32, 32)
   remat: str = "none"
   dtype: str = "float32"
@@ -219,7 +219,7 @@ class UNet(nn.Module):
       x, skips = stage(f"up_{i}", i, self.num_res_blocks + 1, up=i > 0)(x, emb, skips, train)
       out[f"up_{i}"] = x
     x = nn.silu(nn.GroupNorm(self.groups, epsilon=EPS, dtype=dtype, name="norm_out")(x))
-    x = _conv(self.out_channels or z.shape[-1], dtype, "conv_out", init=nn.initializers.zeros)(x)
+    x = _conv(self.out_channels, dtype, "conv_out", init=nn.initializers.zeros)(x)
     return axes.constrain(x.astype(jnp.float32), axes.BATCH), out
 
 
