@@ -24,7 +24,7 @@ class TextTransformer(nn.Module):
   Attributes:
     pool: which token is the text (`argmax`: the highest id), mean, attention pooling, or none.
     causal: tokens look back only.
-    num_classes: size of the output projection, or None.
+    num_classes: size of the output projection, or None; `head_bias`: whether it has a bias.
   """
 
   width: int
@@ -36,6 +36,7 @@ class TextTransformer(nn.Module):
   pool: str = "last"
   causal: bool = False
   num_classes: int | None = None
+  head_bias: bool = True
   gelu: str = "tanh"
   dropout: float = 0.0
   scan: bool = True
@@ -87,7 +88,7 @@ class TextTransformer(nn.Module):
     if self.pool != "none":
       x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
-      x = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+      x = nn.Dense(self.num_classes, self.head_bias, dtype=dtype, name="head")(x)
       x = out["logits"] = axes.constrain_batch(x)
     return x, out
 

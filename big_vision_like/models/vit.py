@@ -49,6 +49,8 @@ class ViT(nn.Module):
     pos_embed: learned table, fixed sin-cos, axial rotary, or none; patches only.
     registers: extra learned tokens (Darcet et al. 2023), left out of pooling.
     num_classes: size of the linear head, or None.
+    pre_norm, patch_bias, head_bias: CLIP's towers have a LayerNorm before the encoder, parameter
+      `pre_norm`, and no biases in the patch embedding and the head.
     scan, remat, dtype: see `layers.transformer.Encoder`; parameters are always float32.
   """
 
@@ -62,6 +64,9 @@ class ViT(nn.Module):
   pos_embed: str = "learn"
   registers: int = 0
   num_classes: int | None = None
+  pre_norm: bool = False
+  patch_bias: bool = True
+  head_bias: bool = True
   gelu: str = "tanh"
   dropout: float = 0.0
   drop_path: float = 0.0
@@ -84,7 +89,7 @@ class ViT(nn.Module):
     dtype = jnp.dtype(self.dtype)
     grid = grid_of(image.shape[1], image.shape[2], self.patch_size)
     x = axes.constrain_batch(
-      PatchEmbed(self.width, self.patch_size, dtype, name="patch_embed")(image)
+      PatchEmbed(self.width, self.patch_size, dtype, self.patch_bias, name="patch_embed")(image)
     )
 
     if self.pos_embed == "learn":
@@ -110,6 +115,8 @@ class ViT(nn.Module):
     rope = None
     if self.pos_embed == "rope":
       rope = pos.rope_2d(grid, self.width // self.num_heads, prefix=count)
+    if self.pre_norm:
+      x = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name="pre_norm")(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     x = Encoder(
       self.depth,
@@ -135,7 +142,7 @@ class ViT(nn.Module):
     if self.pool != "none":
       x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
-      x = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+      x = nn.Dense(self.num_classes, self.head_bias, dtype=dtype, name="head")(x)
       x = out["logits"] = axes.constrain_batch(x)
     return x, out
 
