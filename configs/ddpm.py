@@ -104,10 +104,10 @@ def smoke(c):
     source_train="digits(split='train')",
     source="digits(split='test')",
     pp=pp,
-    batch_size=363,
+    batch_size=364,
     options=dict(sampler="dpmpp_2m", steps=20, guidance=2.0),
   )
   c.evals.val = dict(
-    type="loss", every_steps=500, source="digits(split='test')", pp=pp, batch_size=363
+    type="loss", every_steps=500, source="digits(split='test')", pp=pp, batch_size=364
   )
   return c
