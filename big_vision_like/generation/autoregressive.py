@@ -54,6 +54,8 @@ def generate(
 ) -> jax.Array:
   """Tokens after `start` [B] -> int32 [B, max_new_tokens], `pad_id` after the first `eos_id`.
 
+  Padding is no word: it is never chosen before the end.
+
   Args:
     step_fn, cache: as above; the cache has room for `max_new_tokens` positions.
     rng: needed with a temperature above 0.
@@ -68,7 +70,7 @@ def generate(
     raise UserError(f"generate: temperature = {temperature} needs a random key; temperature = 0")
 
   def choose(logits: jax.Array, position: jax.Array) -> jax.Array:
-    logits = logits.astype(jnp.float32)
+    logits = _words(logits, pad_id)
     if temperature == 0:
       return jnp.argmax(logits, axis=-1)
     logits = filter_logits(logits / temperature, top_k, top_p)
@@ -128,7 +130,7 @@ def beam_search(
   def body(carry):
     position, tokens, length, total, done, out, cache = carry
     logits, cache = step_fn(tokens.reshape(-1), cache, position)
-    step = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(batch, beams, -1)
+    step = jax.nn.log_softmax(_words(logits, pad_id)).reshape(batch, beams, -1)
     vocab = step.shape[-1]
     # A hypothesis that has ended goes on with padding, at no cost.
     only_pad = jnp.where(jnp.arange(vocab) == pad_id, 0.0, -jnp.inf)
@@ -162,6 +164,11 @@ def beam_search(
   best = jnp.argmax(scores, axis=1)[:, None]
   tokens = jnp.take_along_axis(out, best[..., None], axis=1)[:, 0]
   return tokens, jnp.take_along_axis(scores, best, axis=1)[:, 0]
+
+
+def _words(logits: jax.Array, pad_id: int) -> jax.Array:
+  """float32, and -inf for padding."""
+  return logits.astype(jnp.float32).at[:, pad_id].set(-jnp.inf)
 
 
 def _check(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:

@@ -14,7 +14,8 @@ PAD, EOS, VOCAB, LENGTH, BATCH = 0, 1, 5, 4, 3
 rng = np.random.default_rng(0)
 # The next token depends on the last, on all before it (their sum) and on the row.
 TABLE = 2.0 * rng.normal(size=(BATCH, VOCAB * LENGTH, VOCAB, VOCAB))
-TABLE[..., PAD] = -20.0
+TABLE[..., PAD] = 20.0  # must not be chosen
+WORDS = np.where(np.arange(VOCAB) == PAD, -np.inf, TABLE)
 
 
 def step_fn(tokens, cache, position):
@@ -32,7 +33,7 @@ def log_probability(row, tokens):
   total, last, value = 0, 2, 0.0
   for token in tokens:
     total += last
-    logits = TABLE[row, total, last]
+    logits = WORDS[row, total, last]
     value += logits[token] - np.log(np.exp(logits).sum())
     last = token
   return value
@@ -55,7 +56,7 @@ def test_greedy_takes_the_best_token_and_pads_after_the_end():
     total, last, want = 0, 2, []
     while len(want) < LENGTH and last != EOS:
       total += last
-      last = int(np.argmax(TABLE[row, total, last]))
+      last = int(np.argmax(WORDS[row, total, last]))
       want.append(last)
     assert out[row].tolist() == want + [PAD] * (LENGTH - len(want))
   assert (out == EOS).any() and not (out == EOS).any(axis=1).all()  # both kinds of row
@@ -67,7 +68,7 @@ def test_sampling_follows_the_distribution():
     step_fn, new_cache(), START, 1, rng=key, temperature=2.0, **OPTIONS, **o
   )
   tokens = np.asarray(jax.jit(jax.vmap(fn))(keys))[:, 0, 0]
-  logits = TABLE[0, 2, 2] / 2
+  logits = WORDS[0, 2, 2] / 2
   want = np.exp(logits) / np.exp(logits).sum()
   np.testing.assert_allclose(np.bincount(tokens, minlength=VOCAB) / 4000, want, atol=0.03)
   top = np.asarray(jax.jit(jax.vmap(lambda k: fn(k, top_k=2)))(keys))[:, 0, 0]
