@@ -95,7 +95,7 @@ def smoke(c):
   """Glyphs and their names: minutes on two CPU cores, fonts that ship with matplotlib."""
   scripts = "latin,greek,cyrillic,armenian,braille,box,arrows"
   source = lambda split, more="": f"glyphs(split='{split}', scripts='{scripts}'{more})"
-  tokens = f"tokenize(24, model='train:glyphs(scripts=\"{scripts}\")', vocab_size=384)"
+  tokens = f"tokenize(24, model={'train:' + source('train')!r}, vocab_size=384)"
   image = "value_range(-1, 1)"
   c.total_steps = 1000
   small(c, image_size=32, patch_size=8, vocab_size=384, max_len=24)
@@ -122,7 +122,7 @@ def emoji(c, folder):
     )
 
   train, test = source("twemoji", "openmoji"), source("noto")
-  tokens = f"lower|tokenize(20, model='train:{train}', vocab_size=1000)"
+  tokens = f"lower|tokenize(20, model={'train:' + train!r}, vocab_size=1000)"
   c.total_steps = 1500
   small(c, image_size=32, patch_size=4, vocab_size=1000, max_len=20)
   c.input = dict(
