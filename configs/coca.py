@@ -60,19 +60,19 @@ def small(c, *, image_size, patch_size, vocab_size, max_len):
   """A model that two CPU cores train in minutes."""
   c.model = dict(
     image=dict(
-      width=96,
+      width=64,
       depth=3,
-      mlp_dim=384,
+      mlp_dim=256,
       num_heads=4,
       patch_size=(patch_size, patch_size),
       image_size=(image_size, image_size),
       scan=False,
       dtype="float32",
     ),
-    width=96,
+    width=64,
     unimodal_depth=1,
     multimodal_depth=2,
-    mlp_dim=384,
+    mlp_dim=256,
     num_heads=4,
     vocab_size=vocab_size,
     max_len=max_len,
@@ -95,14 +95,14 @@ def smoke(c):
   """Glyphs and their names: minutes on two CPU cores, fonts that ship with matplotlib."""
   scripts = "latin,greek,cyrillic,armenian,braille,box,arrows"
   source = lambda split, more="": f"glyphs(split='{split}', scripts='{scripts}'{more})"
-  tokens = f"tokenize(24, model={'train:' + source('train')!r}, vocab_size=384)"
+  tokens = f"tokenize(16, model={'train:' + source('train')!r}, vocab_size=512)"
   image = "value_range(-1, 1)"
   c.total_steps = 1000
-  small(c, image_size=32, patch_size=8, vocab_size=384, max_len=24)
+  small(c, image_size=32, patch_size=8, vocab_size=512, max_len=16)
   c.input = dict(
     source=source("train"),
     pp=f"{image}|{tokens}|keep(image, text)",
-    spec=dict(image="float32(32, 32, 1)", text="int32(24)"),
+    spec=dict(image="float32(32, 32, 1)", text="int32(16)"),
     batch_size=128,
   )
   c.checkpoint.every_steps = 500

@@ -15,7 +15,7 @@ BATCH, LENGTH, VOCAB = 6, 7, 11
 MODEL = dict(
   image=dict(width=16, depth=1, mlp_dim=32, num_heads=2, patch_size=4, image_size=8, scan=False),
   width=24,
-  unimodal_depth=2,
+  unimodal_depth=1,
   multimodal_depth=2,
   mlp_dim=32,
   num_heads=2,
