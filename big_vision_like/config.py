@@ -39,19 +39,28 @@ class Config(Mapping):
   `cfg.key` and `cfg["key"]` raise `UserError` where the key is missing, `cfg.get(key, default)`
   does not. `**cfg` counts as reading all of it. `unread()` lists the paths nobody asked for: a key
   that changes nothing is a mistake the user should hear about.
+
+  `durations` is there from the time on when the length of the run is known, in all views below.
   """
 
-  def __init__(self, data: Mapping[str, Any], path: str = "config", seen: set[str] | None = None):
+  def __init__(
+    self,
+    data: Mapping[str, Any],
+    path: str = "config",
+    seen: set[str] | None = None,
+    durations: "Durations | None" = None,
+  ):
     object.__setattr__(self, "_data", dict(data))
     object.__setattr__(self, "_path", path)
     object.__setattr__(self, "_seen", set() if seen is None else seen)
+    object.__setattr__(self, "durations", durations)
 
   def _wrap(self, key: str) -> Any:
     value, path = self._data[key], f"{self._path}.{key}"
     if isinstance(value, Mapping):
       if not value:
         self._seen.add(path)
-      return Config(value, path, self._seen)
+      return Config(value, path, self._seen, self.durations)
     self._seen.add(path)
     return value
 
@@ -84,6 +93,10 @@ class Config(Mapping):
 
   def __repr__(self) -> str:
     return f"Config({self._path}: {self._data})"
+
+  def timed(self, durations: "Durations") -> "Config":
+    """The same view, which now knows how long the run is; reads count for both."""
+    return Config(self._data, self._path, self._seen, durations)
 
   @property
   def path(self) -> str:
@@ -129,6 +142,20 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     else:
       out[prefix + key] = value
   return out
+
+
+def number(cfg: Config, key: str, *default: float | None, above: float | None = None) -> Any:
+  """`cfg[key]`, a finite number >= 0, or > `above`; `default` where the key is missing."""
+  value = cfg.get(key, *default) if default else cfg[key]
+  if value is None and default == (None,):
+    return None
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if (
+    not is_number or not math.isfinite(value) or value < 0 or (above is not None and value <= above)
+  ):
+    bound = ">= 0" if above is None else f"> {above}"
+    raise UserError(f"{cfg.path}.{key} = {value!r}; expected a number {bound}")
+  return value
 
 
 # ----------------------------------------------------------------------------------------- names

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from big_vision_like import tree
-from big_vision_like.config import Config, Durations, UserError, parse_spec, unknown, wrap
+from big_vision_like import schedules, tree
+from big_vision_like.config import Config, Durations, UserError, number, parse_spec, unknown, wrap
+from big_vision_like.schedules import Schedule
 
-Schedule = Callable[[Any], jax.Array]
 Shapes = Mapping[str, tuple[int, ...]]  # path -> shape
-COMMON = ("name", "lr", "schedule", "weight_decay", "wd_mask", "lr_mults", "layer_decay")
+COMMON = ("name", "lr", "schedule", "weight_decay", "weight_decay_end", "wd_mask", "lr_mults")
+COMMON += ("layer_decay",)
 WHOLE = ("clip_norm", "project", "groups")  # keys that no group can override
 EMBEDDING = r"(\w*embed\w*|cls(_token)?|mask_token|registers?)(/.*)?"
 
@@ -40,7 +41,8 @@ def make(
   """`config.optim` -> the transformation, and the learning rates by name for the log.
 
   Args:
-    cfg: `name`, `lr` and, where wanted, `schedule`, `weight_decay`, `wd_mask` (a regex or several;
+    cfg: `name`, `lr` and, where wanted, `schedule`, `weight_decay`, `weight_decay_end` (where the
+      decay goes by half a cosine over the run, as in DINO), `wd_mask` (a regex or several;
       by default leaves named `kernel` of two dimensions or more), `lr_mults=[(regex, mult)]`,
       `layer_decay` (arXiv:2106.08254: rate times decay^(depth - i) in block i counted from 0,
       decay^(depth + 1) in embeddings, 1 elsewhere), `clip_norm`,
@@ -63,7 +65,7 @@ def make(
   main = Config({k: v for k, v in cfg.items() if k not in WHOLE}, cfg.path)
   whole = Config({k: v for k, v in cfg.items() if k in WHOLE}, cfg.path)
   tx, schedule = build(main)
-  schedules = {"lr": schedule}
+  rates = {"lr": schedule}
 
   if groups := _pairs(whole, "groups", Mapping):
     labels = dict.fromkeys(shapes, "main")
@@ -76,30 +78,33 @@ def make(
       if overrides.get("name", main.name) != main.name:
         inherited = {k: v for k, v in inherited.items() if k in COMMON}
       label = f"group{i}"
-      txs[label], schedules[f"lr_{label}"] = build(Config({**inherited, **overrides}, where))
+      txs[label], rates[f"lr_{label}"] = build(Config({**inherited, **overrides}, where))
       labels |= dict.fromkeys(_find(regex, shapes, where), label)
     tx = optax.partition(txs, tree.unflatten(params, labels))
 
   before, after = [], []
-  if (clip := _number(whole, "clip_norm", None, above=0)) is not None:
+  if (clip := number(whole, "clip_norm", None, above=0)) is not None:
     before.append(optax.clip_by_global_norm(clip))
   if boxes := _pairs(whole, "project", str):
     after.append(_project(boxes, shapes, f"{cfg.path}.project"))
-  return optax.chain(*before, tx, *after), schedules
+  return optax.chain(*before, tx, *after), rates
 
 
 def _make_group(
   cfg: Config, total_steps: int, durations: Durations, shapes: Shapes
 ) -> tuple[optax.GradientTransformation, Schedule]:
-  schedule = make_schedule(
-    cfg.get("schedule", {"name": "constant"}), _number(cfg, "lr"), total_steps, durations
+  schedule = schedules.make(
+    cfg.get("schedule", {"name": "constant"}), number(cfg, "lr"), total_steps, durations
   )
-  decay = _number(cfg, "weight_decay", 0.0)
+  decay = number(cfg, "weight_decay", 0.0)
+  decay_end = number(cfg, "weight_decay_end", decay)
   decayed = _decayed(cfg, shapes)
   core = _core(cfg, shapes, decayed)
   steps = [*core.direction]
-  if decay:
-    steps.append(_by_name(lambda name, u, p: u + decay * p if name in decayed else u))
+  if decay or decay_end:
+    rate = decay if decay == decay_end else schedules.cosine(decay, decay_end, total_steps)
+    mask = lambda params: tree.map_with_name(lambda name, _: name in decayed, params)
+    steps.append(optax.add_decayed_weights(rate, mask))
   steps += [*core.trust, optax.scale_by_learning_rate(schedule)]
   if mults := _lr_mults(cfg, shapes):
     steps.append(_by_name(lambda name, u, p: u * mults[name].astype(u.dtype)))
@@ -261,7 +266,7 @@ def _core(cfg: Config, shapes: Shapes, decayed: set[str]) -> Core:
         raise UserError(f"{cfg.path}.{key} = {cfg[key]!r}; expected True or False")
       kwargs[key] = cfg[key]
     elif isinstance(default, (int, float)):
-      kwargs[key] = _number(cfg, key)
+      kwargs[key] = number(cfg, key)
     else:
       kwargs[key] = cfg[key]
     if key.endswith("dtype") and cfg[key] not in (None, "float32", "bfloat16"):
@@ -322,7 +327,7 @@ def _decayed(cfg: Config, shapes: Shapes) -> set[str]:
 def _lr_mults(cfg: Config, shapes: Shapes) -> dict[str, np.ndarray]:
   """path -> factor, [] or [depth, 1, ...] for a stack; empty where the config asks for none."""
   pairs = _pairs(cfg, "lr_mults", (int, float))
-  decay = _number(cfg, "layer_decay", None, above=0)
+  decay = number(cfg, "layer_decay", None, above=0)
   if not pairs and decay is None:
     return {}
   mults = {name: np.float32(1) for name in shapes}
@@ -387,84 +392,7 @@ def _project(
   return _by_name(lambda n, u, p: jnp.clip(p + u, *bounds[n]) - p if n in bounds else u)
 
 
-# --------------------------------------------------------------------------------------- schedules
-
-
-def make_schedule(
-  cfg: Mapping[str, Any], peak: float, total_steps: int, durations: Durations
-) -> Schedule:
-  """`step -> rate`: linear warm-up from 0, a body, linear cool-down to 0.
-
-      cosine     from peak to end_factor * peak by half a cosine, between warm-up and cool-down
-      linear     the same by a straight line
-      rsqrt      peak / sqrt(1 + (step - warmup) / timescale), timescale 10,000 steps by default
-      constant   peak
-
-  `warmup_*`, `cooldown_*`, `timescale_*` in steps, epochs, examples or percent. During cool-down
-  the body goes on (cosine and linear are at their end), times (total - step) / cooldown.
-
-  Raises:
-    UserError: an unknown schedule or key, a value that is not a number, phases longer than the run.
-  """
-  if not isinstance(cfg, Mapping):
-    raise UserError(
-      f"config.optim.schedule = {cfg!r}; expected a dict such as {{'name': 'cosine'}}"
-    )
-  cfg = wrap(cfg)
-  name = cfg.name
-  own = {"cosine": ["end_factor"], "linear": ["end_factor"], "rsqrt": ["timescale"], "constant": []}
-  if name not in own:
-    raise unknown(f"{cfg.path}.name", name, tuple(own))
-  spans = ["warmup", "cooldown"] + [k for k in own[name] if k == "timescale"]
-  known = ["name", *[f"{s}_{u}" for s in spans for u in Durations.UNITS]]
-  known += [k for k in own[name] if k == "end_factor"]
-  for key in cfg:
-    if key not in known:
-      raise unknown(f"{cfg.path} ({name}): key", key, known)
-  warmup, cooldown = durations(cfg, "warmup", 0), durations(cfg, "cooldown", 0)
-  if warmup + cooldown > total_steps:
-    raise UserError(
-      f"{cfg.path}: warm-up {warmup} and cool-down {cooldown} steps exceed the run's {total_steps}"
-    )
-  end = _number(cfg, "end_factor", 0.0)
-  timescale = durations(cfg, "timescale", 10_000) if name == "rsqrt" else 1
-  if timescale < 1:
-    raise UserError(f"{cfg.path}.timescale is {timescale} steps; expected at least 1")
-  span = max(total_steps - cooldown - warmup, 1)
-
-  def schedule(step: Any) -> jax.Array:
-    step = jnp.asarray(step, jnp.float32)
-    done = jnp.clip((step - warmup) / span, 0.0, 1.0)
-    if name == "cosine":
-      body = end + (1 - end) * 0.5 * (1 + jnp.cos(jnp.pi * done))
-    elif name == "linear":
-      body = end + (1 - end) * (1 - done)
-    elif name == "rsqrt":
-      body = jax.lax.rsqrt(1 + jnp.maximum(step - warmup, 0) / timescale)
-    else:
-      body = jnp.float32(1)
-    up = jnp.minimum(step / warmup, 1.0) if warmup else 1.0
-    down = jnp.clip((total_steps - step) / cooldown, 0.0, 1.0) if cooldown else 1.0
-    return peak * body * up * down
-
-  return schedule
-
-
 # ------------------------------------------------------------------------------------------ values
-
-
-def _number(cfg: Config, key: str, *default: float | None, above: float | None = None) -> Any:
-  """`cfg[key]`, a finite number >= 0, or > `above`; `default` where the key is missing."""
-  value = cfg.get(key, *default) if default else cfg[key]
-  if value is None and default == (None,):
-    return None
-  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  if (
-    not is_number or not math.isfinite(value) or value < 0 or (above is not None and value <= above)
-  ):
-    bound = ">= 0" if above is None else f"> {above}"
-    raise UserError(f"{cfg.path}.{key} = {value!r}; expected a number {bound}")
-  return value
 
 
 def _pairs(cfg: Config, key: str, kind: Any) -> list[tuple[str, Any]]:

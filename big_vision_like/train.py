@@ -22,9 +22,18 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from big_vision_like import axes, checkpoint, cluster, flops, metrics, optim, sharding, step
+from big_vision_like import (
+  axes,
+  checkpoint,
+  cluster,
+  flops,
+  metrics,
+  optim,
+  sharding,
+  step,
+  transforms,
+)
 from big_vision_like import config as config_lib
-from big_vision_like import method as method_lib
 from big_vision_like import state as state_lib
 from big_vision_like.config import Config, Durations, UserError
 from big_vision_like.input import pipeline
@@ -84,10 +93,12 @@ def batch_spec(cfg: Config) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def make_method(config: Config) -> Method:
-  """`methods/<config.method>.py`, and the transforms that the config asks for."""
+  """`methods/<config.method>.py`, and the transforms that the config asks for, in this order."""
   method = config_lib.find_module("methods", config.method, "config.method").make(config)
+  if ops := config.get("augment"):
+    method = transforms.augment(method, ops)
   if patterns := tuple(config.get("freeze", ())):
-    method = method_lib.freeze(method, patterns)
+    method = transforms.freeze(method, patterns)
   return method
 
 
@@ -110,6 +121,7 @@ def build(config: Any, *, num_examples: int | None, mesh: Any = None) -> Built:
     raise UserError("config.total_steps is missing (or total_epochs, total_examples); how long?")
   durations.total_steps = total_steps
 
+  config = config.timed(durations)
   method = make_method(config)
   batch = batch_spec(config.input)
   key = jax.random.key(config.seed)
@@ -147,7 +159,7 @@ def model_flops(built: Built) -> int:
       return {k: "none" if k == "remat" else plain(v) for k, v in node.items()}
     return node
 
-  config = config_lib.wrap(plain(built.config.to_dict()))
+  config = config_lib.wrap(plain(built.config.to_dict())).timed(built.durations)
   method = make_method(config)
   rng, count = jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
   with axes.ambient(built.mesh):
@@ -237,6 +249,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
   mesh, total = built.mesh, built.total_steps
   evaluators = make_evaluators(config, built.method, mesh)
   eval_every = {n: built.durations(config.evals[n], "every", total) for n in evaluators}
+  eval_first = [n for n in evaluators if config.evals[n].get("initial", False)]
   log_every = built.durations(config.log, "every", 50)
   save_every = built.durations(config.checkpoint, "every", total)
   keep = dict(
@@ -272,6 +285,8 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
         state, difference = checkpoint.init_from(state, init_from)
         logging.info("init_from:\n%s", difference)
     writer.truncate_after(start)
+    if found is None and eval_first:  # what the untrained model scores
+      writer.write(0, evaluate({n: evaluators[n] for n in eval_first}, state))
 
     # Step.
     train_step = step.make_train_step(

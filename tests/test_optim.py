@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from big_vision_like import optim, tree
+from big_vision_like import optim, schedules, tree
 from big_vision_like.config import Config, Durations, UserError
 
 DURATIONS = Durations(batch_size=10, num_examples=100, total_steps=100)
@@ -83,7 +83,7 @@ def assert_close(a, b, **kwargs):
   ids=str,
 )
 def test_schedule_by_hand(schedule, expected):
-  fn = optim.make_schedule(schedule, 2.0, 100, DURATIONS)
+  fn = schedules.make(schedule, 2.0, 100, DURATIONS)
   for at, value in expected.items():
     np.testing.assert_allclose(fn(at), value, atol=1e-6, err_msg=str(at))
     np.testing.assert_allclose(jax.jit(fn)(jnp.int32(at)), value, atol=1e-6)

@@ -16,7 +16,7 @@ import pytest
 
 from big_vision_like import train as trainer
 from big_vision_like import tree
-from big_vision_like.config import UserError
+from big_vision_like.config import Durations, UserError, wrap
 from tests import tiny
 
 MESH1 = {"replica": 1, "fsdp": 8, "tensor": 1, "sequence": 1}
@@ -255,3 +255,25 @@ def test_a_dead_peer_ends_the_other(tmp_path):
   assert code != 0
   # jax names the task by its number, on a line of its own.
   assert re.search(r"stopped sending heartbeats\):\s+1\b", out), out[-2000:]
+
+
+def test_initial_evaluation_is_of_the_untrained_model(tmp_path):
+  config = tiny.config(steps=3)
+  source = "digit_pairs(split='val', size=32)"
+  val = dict(type="loss", every_steps=3, initial=True, source=source, pp=config.input.pp)
+  config.evals = {"val": dict(val, batch_size=32)}
+  trainer.train(config, tmp_path)
+  trainer.train(config, tmp_path)  # resuming does not repeat it
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  scores = {line["step"]: line["eval/val/loss"] for line in lines if "eval/val/loss" in line}
+  assert list(scores) == [0, 3] and scores[3] < scores[0]
+
+
+def test_a_method_can_ask_how_long_the_run_is():
+  config = wrap(dict(total_steps=40, loss=dict(warmup_percent=25)))
+  assert config.durations is None
+  durations = Durations(8, 80, 40)
+  timed = config.timed(durations)
+  assert timed.durations(timed.loss, "warmup") == 10
+  assert timed.loss.durations.total_steps == 40
+  assert config.unread() == ["config.total_steps"]

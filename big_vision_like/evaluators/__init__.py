@@ -34,20 +34,27 @@ class Split:
   """A split of a data set as batches on the mesh; strings of the examples stay on the host.
 
   `cfg` has source, pp and batch_size; rounded up to a multiple of the batch shards. `needs` names
-  the arrays the evaluator cannot do without.
+  the arrays the evaluator cannot do without; `source` is the key that names the split, for
+  evaluators that look at several.
 
   Raises:
     UserError: an unknown source or op, an empty source, a key that `pp` does not yield as numbers.
   """
 
-  def __init__(self, cfg: Config, mesh: jax.sharding.Mesh, needs: tuple[str, ...] = ()):
+  def __init__(
+    self,
+    cfg: Config,
+    mesh: jax.sharding.Mesh,
+    needs: tuple[str, ...] = (),
+    source: str = "source",
+  ):
     shards = axes.num_batch_shards(mesh)
     self.mesh = mesh
     self.batch_size = -(-cfg.get("batch_size", 128) // shards) * shards
-    self.source, self.pp, self.where = cfg.source, cfg.pp, cfg.path
+    self.source, self.pp, self.where = cfg[source], cfg.pp, cfg.path
     self._batches()  # opens the source and parses the ops: mistakes show before any compile
     if not len(open_source(self.source, self.where)):
-      raise UserError(f"{cfg.path}.source = {self.source!r} has no examples")
+      raise UserError(f"{cfg.path}.{source} = {self.source!r} has no examples")
     first = self._examples([0])[0]
     self.strings = tuple(k for k, v in first.items() if np.asarray(v).dtype.kind in "USO")
     for key in needs:

@@ -272,3 +272,20 @@ def test_values_an_op_cannot_take_are_told():
   with pytest.raises(ValueError, match="not below 10"):
     ops.build("onehot(10)")({"label": -1}, rng)
   np.testing.assert_array_equal(ops.build("onehot(3)")({"label": 2}, rng)["label"], [0, 0, 1])
+
+
+def test_multi_crop_makes_views():
+  op = ops.build("multi_crop(6, 4, num_local=3)", "pp")
+  image = np.random.default_rng(0).integers(0, 255, (9, 12, 3)).astype(np.uint8)
+  draw = lambda seed: op({"image": image, "label": 1}, np.random.default_rng(seed))
+  out = draw(0)
+  assert out.keys() == {"label", "global", "local"}
+  assert out["global"].shape == (2, 6, 6, 3) and out["local"].shape == (3, 4, 4, 3)
+  assert out["global"].dtype == np.uint8
+  np.testing.assert_array_equal(out["local"], draw(0)["local"])
+  assert not np.array_equal(out["global"][0], out["global"][1])
+  assert "local" not in ops.build("multi_crop(6, num_local=0)", "pp")(
+    {"image": image}, np.random.default_rng(0)
+  )
+  with pytest.raises(UserError, match="global_area"):
+    ops.build("multi_crop(6, global_area=(0.9, 0.1))", "pp")

@@ -66,6 +66,12 @@ def _numbers(op: str, *, above: float = -math.inf, **values: Any) -> None:
       raise UserError(f"op {op}: {name} = {value!r}; expected numbers above {above}")
 
 
+def _range(op: str, name: str, pair: Any) -> None:
+  _numbers(op, above=0, **{name: pair})
+  if not isinstance(pair, (tuple, list)) or len(pair) != 2 or pair[0] > pair[1]:
+    raise UserError(f"op {op}: {name} = {pair!r}; expected (low, high)")
+
+
 def _check_fits(image: np.ndarray, height: int, width: int) -> None:
   if image.shape[0] < height or image.shape[1] < width:
     raise ValueError(f"image {image.shape} is smaller than the crop {height} x {width}")
@@ -131,24 +137,69 @@ def random_resized_crop(
   size = _size("random_resized_crop", height, width)
   _method("random_resized_crop", method)
   for name, pair in (("area", area), ("ratio", ratio)):
-    _numbers("random_resized_crop", above=0, **{name: pair})
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or pair[0] > pair[1]:
-      raise UserError(f"op random_resized_crop: {name} = {pair!r}; expected (low, high)")
+    _range("random_resized_crop", name, pair)
+  return _op(lambda x, rng: _inception_crop(x, rng, size, area, ratio, method))
 
-  def run(x, rng):
-    full_h, full_w = x.shape[:2]
-    for _ in range(10):
-      target = full_h * full_w * rng.uniform(*area)
-      aspect = np.exp(rng.uniform(*np.log(ratio)))
-      w, h = round((target * aspect) ** 0.5), round((target / aspect) ** 0.5)
-      if 0 < h <= full_h and 0 < w <= full_w:
-        top, left = rng.integers(full_h - h + 1), rng.integers(full_w - w + 1)
-        return _resized(x[top : top + h, left : left + w], size, method)
-    side = min(full_h, full_w)
-    top, left = (full_h - side) // 2, (full_w - side) // 2
-    return _resized(x[top : top + side, left : left + side], size, method)
 
-  return _op(run)
+def _inception_crop(
+  x: np.ndarray,
+  rng: np.random.Generator,
+  size: tuple[int, int],
+  area: tuple[float, float],
+  ratio: tuple[float, float],
+  method: str,
+) -> np.ndarray:
+  full_h, full_w = x.shape[:2]
+  for _ in range(10):
+    target = full_h * full_w * rng.uniform(*area)
+    aspect = np.exp(rng.uniform(*np.log(ratio)))
+    w, h = round((target * aspect) ** 0.5), round((target / aspect) ** 0.5)
+    if 0 < h <= full_h and 0 < w <= full_w:
+      top, left = rng.integers(full_h - h + 1), rng.integers(full_w - w + 1)
+      return _resized(x[top : top + h, left : left + w], size, method)
+  side = min(full_h, full_w)
+  top, left = (full_h - side) // 2, (full_w - side) // 2
+  return _resized(x[top : top + side, left : left + side], size, method)
+
+
+def multi_crop(
+  global_size: int,
+  local_size: int = 96,
+  num_local: int = 8,
+  global_area: tuple[float, float] = (0.4, 1.0),
+  local_area: tuple[float, float] = (0.05, 0.4),
+  num_global: int = 2,
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  method: str = "bicubic",
+  flip: bool = True,
+):
+  """Views of one image (SwAV, arXiv:2006.09882; DINO, arXiv:2104.14294).
+
+  `image` [H, W, C] becomes `global` [num_global, S, S, C] and, where num_local > 0, `local`
+  [num_local, s, s, C]: Inception crops of large and of small areas, mirrored at random.
+  """
+  sizes = [_size("multi_crop", s, None) for s in (global_size, local_size)]
+  _method("multi_crop", method)
+  for name, pair in (("global_area", global_area), ("local_area", local_area), ("ratio", ratio)):
+    _range("multi_crop", name, pair)
+  counts = (num_global, num_local)
+  if not all(isinstance(n, int) for n in counts) or num_global < 1 or num_local < 0:
+    raise UserError(f"op multi_crop: num_global, num_local = {counts}; expected >= 1 and >= 0")
+
+  def run(example, rng):
+    def crop(size, area):
+      view = _inception_crop(example["image"], rng, size, area, ratio, method)
+      return view[:, ::-1] if flip and rng.random() < 0.5 else view
+
+    out = {k: v for k, v in example.items() if k != "image"}
+    for key, count, size, area in zip(
+      ("global", "local"), counts, sizes, (global_area, local_area)
+    ):
+      if count:
+        out[key] = np.stack([crop(size, area) for _ in range(count)])
+    return out
+
+  return run
 
 
 def flip_lr():
@@ -174,21 +225,23 @@ def to_rgb():
   return _op(lambda x, rng: np.repeat(x, 3, -1) if x.shape[-1] == 1 else x)
 
 
-def value_range(low: float = -1.0, high: float = 1.0):
+def value_range(low: float = -1.0, high: float = 1.0, key: str = "image"):
   """uint8 0..255 -> float32 low..high."""
   _numbers("value_range", low=low, high=high)
 
   def run(x, rng):
     return x.astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
 
-  return _op(run)
+  return _op(run, key)
 
 
 def standardize(
-  mean: tuple[float, ...] = (0.485, 0.456, 0.406), std: tuple[float, ...] = (0.229, 0.224, 0.225)
+  mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+  std: tuple[float, ...] = (0.229, 0.224, 0.225),
+  key: str = "image",
 ):
   """uint8 -> float32 (x / 255 - mean) / std; ImageNet's numbers by default."""
   _numbers("standardize", mean=mean)
   _numbers("standardize", above=0, std=std)
   mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-  return _op(lambda x, rng: (x.astype(np.float32) / 255 - mean) / std)
+  return _op(lambda x, rng: (x.astype(np.float32) / 255 - mean) / std, key)

@@ -46,3 +46,22 @@ def test_freeze_has_no_gradient_and_no_optimizer_state():
 def test_freeze_mistakes(patterns, message):
   with pytest.raises(UserError, match=message):
     train.build(tiny.config(freeze=patterns), num_examples=100)
+
+
+def test_augment_changes_the_loss_and_not_the_predictions():
+  plain, loud = (
+    train.build(tiny.config(**kw), num_examples=100)
+    for kw in ({}, dict(augment="normalize(0.0, 2.0)|solarize(p=0.0)"))
+  )
+  key = jax.random.key(0)
+  batch = {
+    "index": np.arange(16, dtype=np.int32),
+    "image": np.random.default_rng(0).random((16, 8, 16, 1), np.float32),
+    "text": np.ones((16, 12), np.int32),
+  }
+  params, aux = plain.method.init(key, batch)
+  halved = {**batch, "image": batch["image"] / 2}
+  loss = lambda built, batch: built.method.loss(params, aux, batch, key, 0)[0]
+  np.testing.assert_allclose(loss(loud, batch), loss(plain, halved), rtol=1e-6)
+  embed = lambda built: built.method.predict["image_embed"](params, aux, batch)
+  np.testing.assert_array_equal(embed(loud), embed(plain))
