@@ -27,7 +27,7 @@ SIZES = {  # width, depth, mlp_dim, num_heads
   "G": (1664, 48, 8192, 16),
 }
 POOLS = ("cls", "gap", "map", "none")
-POSITIONS = ("learn", "sincos2d", "rope", "none")
+POSITIONS = ("learn", "sincos2d", "sincos2d_moco", "rope", "none")
 
 
 class ViT(nn.Module):
@@ -46,7 +46,8 @@ class ViT(nn.Module):
   Attributes:
     image_size: (H, W) the learned table is made for; another input size resamples the table.
     pool: class token, mean over patches, attention pooling, or none (the output is all tokens).
-    pos_embed: learned table, fixed sin-cos, axial rotary, or none; patches only.
+    pos_embed: learned table, fixed sin-cos (sincos2d as in big_vision, sincos2d_moco as in MoCo v3
+      and MAE), axial rotary, or none; patches only.
     registers: extra learned tokens (Darcet et al. 2023), left out of pooling.
     num_classes: size of the linear head, or None.
     scan, remat, dtype: see `layers.transformer.Encoder`; parameters are always float32.
@@ -71,15 +72,18 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(
-    self, image: jax.Array, *, train: bool = False
+    self, image: jax.Array, *, train: bool = False, keep: jax.Array | None = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """[B, H, W, C] -> ([B, D], or [B, K] with a head, or [B, N, D] without pooling; intermediates).
 
     Intermediates: `tokens` [B, N, D] (patches, after the final norm), `prefix` (class token and
     registers), `pooled` [B, D], `logits` [B, K].
 
+    With `keep` int32 [B, n], only those of the N patches (counted row by row), in that order, and
+    the class token and registers go through the encoder: masked autoencoders, FLIP, I-JEPA.
+
     Raises:
-      UserError: the image is not a multiple of the patch.
+      UserError: the image is not a multiple of the patch; `keep` with rotary positions.
     """
     dtype = jnp.dtype(self.dtype)
     grid = grid_of(image.shape[1], image.shape[2], self.patch_size)
@@ -92,8 +96,13 @@ class ViT(nn.Module):
       init = nn.initializers.normal(self.width**-0.5)
       table = self.param("pos_embed", init, (table_grid[0] * table_grid[1], self.width))
       x = x + pos.resample_pos_embed(table, table_grid, grid).astype(dtype)[None]
-    elif self.pos_embed == "sincos2d":
-      x = x + jnp.asarray(pos.sincos_2d(grid, self.width), dtype)[None]
+    elif self.pos_embed in ("sincos2d", "sincos2d_moco"):
+      table = pos.sincos_2d(grid, self.width, endpoint=self.pos_embed == "sincos2d")
+      x = x + jnp.asarray(table, dtype)[None]
+    if keep is not None:
+      if self.pos_embed == "rope":
+        raise UserError("config.model: ViT pos_embed 'rope' cannot leave patches out; use sincos2d")
+      x = axes.constrain_batch(jnp.take_along_axis(x, keep[:, :, None], axis=1))
 
     prefix = []
     if self.pool == "cls":
