@@ -16,7 +16,6 @@ two D alone. `config.optim.groups` gives D its own learning rate.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,18 +29,18 @@ from big_vision_like.models import context_encoder
 Shape = tuple[int, int, int, int]
 
 
-class Mask(NamedTuple):
-  """What is hidden, and what is predicted.
+# (rng, shape of the image) -> booleans [B, H, W, 1], True where hidden; and height and width of the
+# central box that is all the generator predicts and all the discriminator sees. Without a box the
+# hidden pixels are predicted and the discriminator sees the whole image.
+Mask = tuple[Callable[[jax.Array, Shape], jax.Array], tuple[int, int] | None]
 
-  Attributes:
-    draw: `(rng, shape of the image) -> hidden, predicted`, booleans [B, H, W, 1]; what is predicted
-      but not hidden is a band that overlaps the context.
-    box: height and width of the central part that is all the generator predicts and all the
-      discriminator sees; None: both work on the whole image.
-  """
 
-  draw: Callable[[jax.Array, Shape], tuple[jax.Array, jax.Array]]
-  box: tuple[int, int] | None = None
+def central(shape: Shape, height: int, width: int) -> tuple[slice, slice, slice]:
+  """Index of the central height x width of images."""
+  top, left = (shape[1] - height) // 2, (shape[2] - width) // 2
+  if min(top, left) < 0:
+    raise UserError(f"config.loss.mask: {height} x {width} is larger than the image {shape[1:3]}")
+  return slice(None), slice(top, top + height), slice(left, left + width)
 
 
 def center(height: int, width: int, overlap: int = 0) -> Mask:
@@ -49,26 +48,18 @@ def center(height: int, width: int, overlap: int = 0) -> Mask:
   if not 0 <= 2 * overlap < min(height, width):
     raise UserError(f"config.loss.mask: overlap {overlap} leaves nothing of {height} x {width}")
 
-  def inside(shape: Shape, h: int, w: int) -> jax.Array:
-    top, left = (shape[1] - h) // 2, (shape[2] - w) // 2
-    if min(top, left) < 0:
-      raise UserError(f"config.loss.mask: {h} x {w} is larger than the image {shape[1:3]}")
-    box = jnp.zeros(shape[1:3], bool).at[top : top + h, left : left + w].set(True)
-    return jnp.broadcast_to(box[None, :, :, None], (*shape[:3], 1))
+  def draw(rng: jax.Array, shape: Shape) -> jax.Array:
+    hole = central(shape, height - 2 * overlap, width - 2 * overlap)
+    return jnp.zeros((*shape[:3], 1), bool).at[hole].set(True)
 
-  def draw(rng: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Array]:
-    del rng
-    return inside(shape, height - 2 * overlap, width - 2 * overlap), inside(shape, height, width)
-
-  return Mask(draw, (height, width))
+  return draw, (height, width)
 
 
 def blocks(count: int, height: int, width: int) -> Mask:
   """`count` blocks of height x width at random places, which may overlap (Sec. 3.3)."""
 
-  def draw(rng: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Array]:
-    if height > shape[1] or width > shape[2]:
-      raise UserError(f"config.loss.mask: {height} x {width} is larger than {shape[1:3]}")
+  def draw(rng: jax.Array, shape: Shape) -> jax.Array:
+    central(shape, height, width)  # that they fit
 
     def along(key: jax.Array, full: int, size: int) -> jax.Array:  # [B, count, full]
       start = jax.random.randint(key, (shape[0], count, 1), 0, full - size + 1)
@@ -77,10 +68,9 @@ def blocks(count: int, height: int, width: int) -> Mask:
 
     keys = jax.random.split(rng)
     rows, columns = along(keys[0], shape[1], height), along(keys[1], shape[2], width)
-    hidden = jnp.any(rows[:, :, :, None] & columns[:, :, None, :], axis=1)[..., None]
-    return hidden, hidden
+    return jnp.any(rows[:, :, :, None] & columns[:, :, None, :], axis=1)[..., None]
 
-  return Mask(draw)
+  return draw, None
 
 
 def region(area: float, cells: int) -> Mask:
@@ -89,13 +79,12 @@ def region(area: float, cells: int) -> Mask:
   The paper takes shapes from PASCAL VOC's segmentations, its released code this.
   """
 
-  def draw(rng: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Array]:
+  def draw(rng: jax.Array, shape: Shape) -> jax.Array:
     noise = jax.random.uniform(rng, (shape[0], cells, cells))
     noise = jax.image.resize(noise, shape[:3], "cubic")
-    hidden = (noise < jnp.quantile(noise, area, axis=(1, 2), keepdims=True))[..., None]
-    return hidden, hidden
+    return (noise < jnp.quantile(noise, area, axis=(1, 2), keepdims=True))[..., None]
 
-  return Mask(draw)
+  return draw, None
 
 
 MASKS = {"center": center, "blocks": blocks, "region": region}
@@ -105,8 +94,9 @@ def make_mask(text: str) -> Mask:
   """`"center(64, 64, overlap=4)"`, `"blocks(5, 28, 28)"` or `"region(0.25, 8)"` -> `Mask`."""
   where = "config.loss.mask"
   calls = parse_spec(text, where)
-  if len(calls) != 1:
-    raise UserError(f"{where} = {text!r}; expected one of {', '.join(MASKS)}")
+  number = lambda v: isinstance(v, (int, float))
+  if len(calls) != 1 or not all(map(number, (*calls[0].args, *calls[0].kwargs.values()))):
+    raise UserError(f"{where} = {text!r}; expected one mask with numbers: 'center(64, 64)'")
   [(name, args, kwargs)] = calls
   if name not in MASKS:
     raise unknown(where, name, tuple(MASKS))
@@ -121,9 +111,9 @@ def make(config: Config) -> Method:
   `overlap_weight`, that of the squared error in the overlapping band.
   """
   cfg = config.loss
-  mask, fill, overlap_weight = make_mask(cfg.mask), cfg.fill, cfg.overlap_weight
+  (hide, size), fill, overlap_weight = make_mask(cfg.mask), cfg.fill, cfg.overlap_weight
   lambda_rec, lambda_adv = cfg.lambda_rec, cfg.lambda_adv
-  generator, discriminator = context_encoder.make(config.model, mask.box)
+  generator, discriminator = context_encoder.make(config.model, size)
 
   def init(rng: jax.Array, batch: Batch) -> tuple[Params, Aux]:
     image, keys = batch["image"], jax.random.split(rng)
@@ -136,18 +126,18 @@ def make(config: Config) -> Method:
 
   def box(image: jax.Array) -> tuple[slice, ...]:
     """Where the generator's output belongs, and what the discriminator sees of an image."""
-    low = [(full - size) // 2 for full, size in zip(image.shape[1:3], mask.box or ())]
-    return (slice(None), *(slice(at, at + size) for at, size in zip(low, mask.box or ())))
+    return central(image.shape, *(size or image.shape[1:3]))
 
   def inpaint(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None, train: bool = False):
     """Predictions [B, H, W, C], what was hidden and predicted [B, H, W, 1], new statistics."""
     image = batch["image"]
-    hidden, predicted = mask.draw(jax.random.key(0) if rng is None else rng, image.shape)
+    hidden = hide(jax.random.key(0) if rng is None else rng, image.shape)
+    predicted = jnp.zeros_like(hidden).at[box(image)].set(True) if size else hidden
     filled = jnp.where(hidden, jnp.broadcast_to(jnp.asarray(fill), image.shape), image)
     (out, _), stats = models.apply(
       generator, params["generator"], aux["stats"]["generator"], filled, train=train
     )
-    return image.at[box(image)].set(out), hidden, predicted, stats
+    return image.at[box(image)].set(out.astype(image.dtype)), hidden, predicted, stats
 
   def reconstruction(
     image: jax.Array, out: jax.Array, hidden: jax.Array, predicted: jax.Array

@@ -66,10 +66,10 @@ class Down(nn.Module):
 class Generator(nn.Module):
   """Parameters: encoder (a `Down`), bottleneck, decoder.
 
-      bottleneck/conv/kernel [h, w, D, E], norm     a vector of E numbers (the inpainting net: 4000)
-      bottleneck/{full [D, hw, hw], conv/kernel [1, 1, D, D], norm}             channel-wise (Sec. 3)
+      bottleneck/{conv/kernel [h, w, D, E], norm}      a vector of E numbers (inpainting net: 4000)
+      bottleneck/{full [D, hw, hw], conv/kernel [1, 1, D, D], norm}        channel-wise (Sec. 3.1)
       decoder/{start/kernel [h', w', E, D'], norm_0}   with a vector: 1 x 1 to the first map
-      decoder/{up_i/kernel [4, 4, C, D], norm_i}       doubling the sides; the last one has no norm
+      decoder/{up_i/kernel [4, 4, C, D], norm_i}       doubling the sides; the last has no norm
 
   Attributes:
     encoder: widths of the halving convolutions.
