@@ -130,7 +130,7 @@ def make(config: Config) -> Method:
 
   def inpaint(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None, train: bool = False):
     """Predictions [B, H, W, C], what was hidden and predicted [B, H, W, 1], new statistics."""
-    image = batch["image"]
+    image = jnp.asarray(batch["image"])
     hidden = hide(jax.random.key(0) if rng is None else rng, image.shape)
     predicted = jnp.zeros_like(hidden).at[box(image)].set(True) if size else hidden
     filled = jnp.where(hidden, jnp.broadcast_to(jnp.asarray(fill), image.shape), image)
