@@ -1,0 +1,82 @@
+"""MAE (arXiv:2111.06377): ViT-L/16 on ImageNet-1k, 1,600 epochs, batch 4,096.
+
+Hides 75 % of the patches; targets are pixels normalised patch by patch; decoder of 8 blocks, width
+512 (Sec. 4, Tables 1 and 3). AdamW (0.9, 0.95), learning rate 1.5e-4 x batch / 256, weight decay
+0.05, 40 epochs of warm-up, cosine to zero, random crops and flips only (Table 8). `epochs=800` is
+the length of the ablations; `variant=B/16` and `H/14` are the other two models of the paper.
+
+329,239,296 parameters. The published checkpoint counts 329,541,888, as it stores the two fixed
+tables of positions, which are no parameters here: 197 x (1,024 + 512) numbers. Likewise B/16 has
+111,655,680 (published 111,907,840) and H/14 656,613,964 (657,074,508). Not as in the published
+code: query, key and value are initialised as three matrices, not as one; class and mask token are
+not decayed.
+
+Command: python -m big_vision_like.train --config configs/mae.py --workdir DIR
+Score: not yet run (needs a pod); published: 75.1 % linear, 85.9 % fine-tuned (ViT-L/16).
+"""
+
+from configs import common
+
+IMAGENET = 1_281_167
+
+
+def get_config(arg=None):
+  arg = common.parse_arg(
+    arg,
+    variant="L/16",
+    res=224,
+    batch_size=4096,
+    epochs=1600,
+    mask_ratio=0.75,
+    norm_pix=True,
+    data="",
+    smoke=False,
+  )
+  c = common.base()
+  c.method = "mae"
+  if arg.smoke:
+    return smoke(c, arg)
+
+  c.total_examples = arg.epochs * IMAGENET
+  c.model = dict(
+    variant=arg.variant,
+    pool="cls",
+    pos_embed="sincos2d_moco",
+    image_size=(arg.res, arg.res),
+    gelu="exact",
+    dtype="bfloat16",
+    remat="none",
+  )
+  c.decoder = dict(
+    width=512, depth=8, num_heads=16, mlp_dim=2048, gelu="exact", dtype="bfloat16", remat="none"
+  )
+  c.embed = "cls"
+  c.loss = dict(mask_ratio=arg.mask_ratio, norm_pix=arg.norm_pix)
+  data = arg.data or "imagenet2012"
+  crop = f"random_resized_crop({arg.res}, area=(0.2, 1.0), method='bicubic')"
+  c.input = dict(
+    source=f"tfds(name='{data}', split='train')",
+    pp=f"decode|{crop}|flip_lr|standardize|keep(image)",
+    spec=dict(image=f"float32({arg.res}, {arg.res}, 3)"),
+    batch_size=arg.batch_size,
+  )
+  c.optim = dict(
+    name="adamw",
+    lr=1.5e-4 * arg.batch_size / 256,
+    b1=0.9,
+    b2=0.95,
+    weight_decay=0.05,
+    schedule=dict(name="cosine", warmup_examples=40 * IMAGENET),
+  )
+  held_out = dict(
+    source=f"tfds(name='{data}', split='validation')",
+    pp=(
+      f"decode|resize_small({round(arg.res * 8 / 7)})|central_crop({arg.res})|standardize"
+      "|keep(image)"
+    ),
+    batch_size=arg.batch_size,
+    every_percent=10,
+  )
+  c.evals.val = dict(type="loss", **held_out)
+  c.evals.reconstruct = dict(type="reconstruct", **held_out)
+  return c
