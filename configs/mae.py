@@ -80,3 +80,57 @@ def get_config(arg=None):
   c.evals.val = dict(type="loss", **held_out)
   c.evals.reconstruct = dict(type="reconstruct", **held_out)
   return c
+
+
+def smoke(c, arg):
+  """Minutes on two CPU cores."""
+  pixels = "value_range(-1, 1)|keep(image, label)"
+  if arg.data:
+    files = "images='{0}/t10k-images-idx3-ubyte.gz', labels='{0}/t10k-labels-idx1-ubyte.gz'"
+    files = files.format(arg.data)
+    train, test = f"idx({files}, stop=8000)", f"idx({files}, start=8000)"
+    size, patch, pp = 28, 4, pixels
+  else:
+    train, test = "digits(split='train')", "digits(split='test')"
+    size, patch, pp = 12, 2, f"random_place(12)|{pixels}"
+  c.total_steps = 1500
+  c.model = dict(
+    width=64,
+    depth=3,
+    mlp_dim=256,
+    num_heads=4,
+    patch_size=(patch, patch),
+    image_size=(size, size),
+    pool="cls",
+    pos_embed="sincos2d_moco",
+    gelu="exact",
+    scan=False,
+    dtype="float32",
+  )
+  c.decoder = dict(
+    width=32, depth=1, num_heads=4, mlp_dim=128, gelu="exact", scan=False, dtype="float32"
+  )
+  c.embed = "gap"
+  c.loss = dict(mask_ratio=0.5, norm_pix=False)
+  c.input = dict(
+    source=train,
+    pp=pp.replace(", label", ""),
+    spec=dict(image=f"float32({size}, {size}, 1)"),
+    batch_size=128,
+  )
+  c.optim = dict(
+    name="adamw",
+    lr=3e-3,
+    b1=0.9,
+    b2=0.95,
+    eps=1e-6,  # a bias of keys has no gradient: its rounding errors are not to become an update
+    weight_decay=0.05,
+    schedule=dict(name="cosine", warmup_steps=100),
+  )
+  c.checkpoint.every_steps = c.total_steps
+  held_out = dict(source=test, batch_size=256, every_steps=750, initial=True)
+  c.evals.probe = dict(type="linear_probe", source_train=train, pp=pp, C=0.1, **held_out)
+  held_out["pp"] = pp.replace(", label", "")
+  c.evals.reconstruct = dict(type="reconstruct", **held_out)
+  c.evals.val = dict(type="loss", **held_out)
+  return c
