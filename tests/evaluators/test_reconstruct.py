@@ -29,6 +29,11 @@ def cfg(**kwargs):
   return wrap({"evals": {"x": CONFIG | kwargs}}).evals.x
 
 
+def edges(x):
+  """Within the hidden 3 columns, and between the last of them and the first visible one."""
+  return np.sum(np.diff(x[:, :, :3], axis=1) ** 2) + np.sum(np.diff(x[:, :, :4], axis=2) ** 2)
+
+
 @pytest.mark.parametrize("shape", MESHES)
 def test_errors(shape):
   predict = {"reconstruct": jax.jit(left_hidden)}
@@ -41,6 +46,7 @@ def test_errors(shape):
     "baseline": np.mean((hidden - 0.5) ** 2),
     "mean_fill": np.mean((hidden - seen.mean(axis=(1, 2), keepdims=True)) ** 2),
     "mean_image": np.mean((hidden - hidden.mean(axis=0)[None]) ** 2),
+    "sharpness": edges(np.where(np.arange(8)[None, None, :, None] < 3, 0.25, x)) / edges(x),
   }
   assert found == {k: pytest.approx(v, rel=1e-5) for k, v in expected.items()}
 
@@ -48,7 +54,7 @@ def test_errors(shape):
 def test_without_a_baseline_of_the_method():
   fn = lambda *args: {k: v for k, v in left_hidden(*args).items() if k != "baseline"}
   found = reconstruct.Evaluator(cfg(), {"reconstruct": fn}, make_mesh(fsdp=1)).run(STATE)
-  assert found.keys() == {"mse", "mean_fill", "mean_image"}
+  assert found.keys() == {"mse", "mean_fill", "mean_image", "sharpness"}
 
 
 def test_every_batch_has_its_own_masks():
