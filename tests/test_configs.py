@@ -18,9 +18,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(f.stem for f in (ROOT / "configs").glob("*.py") if f.stem != "common")
 
 # Published parameter counts of the defaults (all of `params`).
-PARAMETERS = {"mae": 329_239_296, "siglip": 203_155_970}
-PARAMETERS = {"siglip": 203_155_970, "ddpm": 35_746_307}
-PARAMETERS = {"coca": 2_260_197_121, "siglip": 203_155_970}
+PARAMETERS = {
+  "coca": 2_260_197_121,
+  "ddpm": 35_746_307,
+  "mae": 329_239_296,
+  "siglip": 203_155_970,
+}
 
 
 def get(name, arg=None):
