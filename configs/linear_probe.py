@@ -8,7 +8,7 @@ parameters. Features are the backbone's last pooled token (DINO joins those of i
 for ViT-S).
 
 `backbone=DIR::params/encoder` is a saved run and the path of the backbone in it. 385,000 parameters
-a head; the backbone (ViT-S/16, class token: 21,665,664) is in aux.
+a head; the backbone (ViT-S/16, class token: 21,665,280) is in aux.
 
 Command: python -m big_vision_like.train --config configs/linear_probe.py:backbone=DIR --workdir OUT
 Score: not yet run (needs a pod and a backbone).
@@ -106,7 +106,7 @@ def smoke(c):
     scan=False,
     dtype="float32",
   )
-  names = heads(c, (0.003, 0.01, 0.03, 0.1), classes=10, batch_norm=True)
+  names = heads(c, (0.01, 0.03, 0.1, 0.3), classes=10, batch_norm=True)
   pixels = "value_range(-1, 1)|keep(image, label)"
   c.input = dict(
     source="digits(split='train')",
