@@ -142,13 +142,14 @@ def make(config: Config) -> Method:
       encode = functools.partial(run, aux["teacher"], of_key, rng=right, predict=False)
       k, of_key = shuffled(encode, views[b], order) if size else encode(views[b])
       k = jax.lax.stop_gradient(k)
-      found.append(info_nce(q, k, queue, temperature=temperature))
+      in_batch, _ = info_nce(q, k, temperature=temperature)
+      found.append((*info_nce(q, k, queue, temperature=temperature), in_batch))
     aux = {**aux, "stats": {"query": of_query, "key": of_key}}
     if size:
       aux["queue"] = enqueue(aux["queue"], k)
-    value = sum(value for value, _ in found) * (1.0 if size else 2 * temperature)
-    accuracy = sum(share for _, share in found) / len(found)
-    return value, (aux, {"contrast_accuracy": accuracy})
+    value, accuracy, in_batch = (sum(column) for column in zip(*found, strict=True))
+    metrics = {"contrast_accuracy": accuracy / len(found), "in_batch_loss": in_batch / len(found)}
+    return value * (1.0 if size else 2 * temperature), (aux, metrics)
 
   def after_update(params: Params, aux: Aux, step: jax.Array) -> Aux:
     keep = momentum(step)
@@ -169,4 +170,7 @@ def make(config: Config) -> Method:
     loss=loss,
     predict={"image_embed": image_embed, "features": features},
     after_update=after_update,
+    # Against the keys of the batch alone: the loss itself rises while the queue fills with harder
+    # negatives than it was drawn with.
+    progress="in_batch_loss",
   )
