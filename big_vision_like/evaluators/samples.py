@@ -124,6 +124,7 @@ class Evaluator:
     images = self.draw(state, np.repeat(classes, columns))
     low, high = train.min(), train.max()
     images = np.clip((images - low) / ((high - low) or 1.0), 0.0, 1.0)
+    images = np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=0.5)  # between cells
     _, h, w, c = images.shape
     grid = images.reshape(len(classes), columns, h, w, c).transpose(0, 2, 1, 3, 4)
     grid = np.round(grid.reshape(len(classes) * h, columns * w, c) * 255).astype(np.uint8)

@@ -123,9 +123,10 @@ def test_classifier_is_of_the_training_split_alone(evaluators):
 def test_grid_has_a_row_for_each_class(evaluators):
   first, _, _ = evaluators
   grid = first.pictures(STATE, columns=4)["grid"]
-  scale = -(-400 // 32)
-  assert grid.shape == (80 * scale, 32 * scale, 1) and grid.dtype == np.uint8
-  cells = grid[::scale, ::scale].reshape(10, 8, 4, 8).transpose(0, 2, 1, 3).reshape(40, 64)
+  scale = -(-400 // 36)  # cells of 8 x 8 and a line between them
+  assert grid.shape == (90 * scale, 36 * scale, 1) and grid.dtype == np.uint8
+  cells = grid[::scale, ::scale].reshape(10, 9, 4, 9).transpose(0, 2, 1, 3)
+  cells = cells[..., :8, :8].reshape(40, 64)
   guess = first.classifier.predict(cells.astype(np.float32) / 127.5 - 1)
   assert (guess == np.repeat(np.arange(10), 4)).mean() > 0.9
 
