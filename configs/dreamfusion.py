@@ -12,7 +12,7 @@ and reads text: here a class-conditional U-Net of that resolution, from `prior=D
 Command: python -m big_vision_like.train --config configs/dreamfusion.py:prior=DIR --workdir DIR2
 Score: not yet run (needs a prior of 64 x 64).
 
-smoke: "a red cube" out of a prior that knows views of sixteen solids (four shapes, four colours) at
+smoke: "a blue cone" out of a prior that knows views of sixteen solids (four shapes, four colours) at
 16 x 16. Renders from cameras that training never has must be recognised as the prompt by a
 classifier of real views in 90 %; one class in sixteen is 6 %, the untrained scene is measured at
 step 0. `prompt=` is another label of input/sources/solids.py, `prior=` the folder of the prior.
@@ -35,7 +35,7 @@ def get_config(arg=None):
 
   `prompt` is a label of the prior.
   """
-  arg = common.parse_arg(arg, prior=None, prompt=4, smoke=False)
+  arg = common.parse_arg(arg, prior=None, prompt=14, smoke=False)
   c = common.base()
   if arg.prior is True:
     return prior(c)
@@ -91,7 +91,7 @@ def get_config(arg=None):
 def prior(c):
   """Stage 1: a class-conditional diffusion model of views of solids."""
   c.method = "ddpm"
-  c.total_steps = 1000
+  c.total_steps = 600
   c.model = unet()
   c.diffusion = dict(name="continuous_cosine")
   c.loss = dict(target="v", weight="simple", label_dropout=0.1)
@@ -113,7 +113,7 @@ def prior(c):
 def smoke(c):
   """Stage 2: a scene out of that prior."""
   shape, colour = SHAPES[c.prompt // len(COLOURS)], COLOURS[c.prompt % len(COLOURS)]
-  c.total_steps = 1000
+  c.total_steps = 300
   c.model = dict(
     name="nerf",
     width=32,
