@@ -8,9 +8,10 @@ not in the paper. `data=` names any prepared TFDS set of 32 x 32 images with ten
 Command: python -m big_vision_like.train --config configs/ddpm.py --workdir DIR
 Score: not yet run (the paper: FID 3.17 without classes).
 
-smoke: the 8 x 8 digits by class, guidance 2, 50 steps of DDIM. A classifier trained on real digits
-must recognise the asked digit in 90 % of the samples (random initialisation: about 10 %), and the
-Frechet distance in its features must come near that between the real training and test splits.
+smoke: the 8 x 8 digits by class, guidance 1.5, 20 steps of DPM-Solver++. A classifier trained on
+real digits must recognise the asked digit in 90 % of the samples (random initialisation: about
+10 %), and the Frechet distance in its features must come near that between the real training and
+test splits, without the samples being copies (distance in pixels to the nearest training image).
 Command: python -m big_vision_like.train --config configs/ddpm.py:smoke --workdir DIR
 Score: not yet run.
 """
@@ -69,7 +70,7 @@ def get_config(arg=None):
 def smoke(c):
   """Minutes on two CPU cores, data that ships with scikit-learn."""
   pp = "value_range(-1, 1)|keep(image, label)"
-  c.total_steps = 1500
+  c.total_steps = 1000
   c.model = dict(
     name="unet",
     channels=24,
@@ -86,7 +87,7 @@ def smoke(c):
   )
   c.diffusion = dict(name="cosine", num_steps=1000)
   c.loss = dict(target="eps", weight="simple", label_dropout=0.1)
-  c.ema = dict(decay=0.995)
+  c.ema = dict(decay=0.99)
   c.input = dict(
     source="digits(split='train')",
     pp=pp,
@@ -99,13 +100,13 @@ def smoke(c):
   c.checkpoint.every_steps = 500
   c.evals.samples = dict(
     type="samples",
-    every_steps=1500,
+    every_steps=1000,
     initial=True,
     source_train="digits(split='train')",
     source="digits(split='test')",
     pp=pp,
     batch_size=364,
-    options=dict(sampler="dpmpp_2m", steps=20, guidance=2.0),
+    options=dict(sampler="dpmpp_2m", steps=20, guidance=1.5),
   )
   c.evals.val = dict(
     type="loss", every_steps=500, source="digits(split='test')", pp=pp, batch_size=364

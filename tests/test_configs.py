@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(f.stem for f in (ROOT / "configs").glob("*.py") if f.stem != "common")
 
 # Published parameter counts of the defaults (all of `params`).
-PARAMETERS = {"siglip": 203_155_970}
+PARAMETERS = {"siglip": 203_155_970, "ddpm": 35_746_307}
 
 
 def get(name, arg=None):
@@ -27,8 +27,10 @@ def get(name, arg=None):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_default_lowers_on_256_devices(name):
-  mesh = AbstractMesh((1, 256, 1, 1), axes.ALL, axis_types=(AxisType.Auto,) * 4)
-  built = trainer.build(get(name), num_examples=None, mesh=mesh)
+  config = get(name)
+  rows = math.gcd(256, config.input.batch_size)  # a paper's batch may be smaller than the pod
+  mesh = AbstractMesh((1, rows, 256 // rows, 1), axes.ALL, axis_types=(AxisType.Auto,) * 4)
+  built = trainer.build(config, num_examples=None, mesh=mesh)
   assert tree.num_params(built.abstract.params) == PARAMETERS[name]
   train_step = step.make_train_step(
     built.method, built.tx, seed=0, shardings=built.shardings, accumulate=built.config.grad_accum
