@@ -12,8 +12,8 @@ and reads text: here a class-conditional U-Net of that resolution, from `prior=D
 Command: python -m big_vision_like.train --config configs/dreamfusion.py:prior=DIR --workdir DIR2
 Score: not yet run (needs a prior of 64 x 64).
 
-smoke: "a blue cone" out of a prior that knows views of sixteen solids (four shapes, four colours) at
-16 x 16. Renders from cameras that training never has must be recognised as the prompt by a
+smoke: "a blue cone" out of a prior that knows views of sixteen solids (four shapes, four colours)
+at 16 x 16. Renders from cameras that training never has must be recognised as the prompt by a
 classifier of real views in 90 %; one class in sixteen is 6 %, the untrained scene is measured at
 step 0. `prompt=` is another label of input/sources/solids.py, `prior=` the folder of the prior.
 Command: python -m big_vision_like.train --config configs/dreamfusion.py:prior --workdir PRIOR
