@@ -136,7 +136,7 @@ def smoke(c):
     held_out=0.1,
     background=1.0,
   )
-  c.loss = dict(guidance=10.0, target="v", times=(0.02, 0.98), opacity=1e-3)
+  c.loss = dict(guidance=4.0, target="v", times=(0.02, 0.98), opacity=1e-3)
   c.input = dict(source="nothing()", pp="", spec=dict(), batch_size=8)
   c.optim = dict(name="adam", lr=5e-3, clip_norm=10.0, schedule=dict(name="cosine"))
   views = f"solids(split='test', size=16, shape='{shape}', colour='{colour}', examples=256)"
