@@ -15,11 +15,10 @@ Score: not yet run (needs a prior of 64 x 64).
 smoke: "a blue cone" out of a prior that knows views of sixteen solids (four shapes, four colours)
 at 16 x 16. Renders from cameras that training never has must be recognised as the prompt by a
 classifier of real views in 90 %; one class in sixteen is 6 %, the untrained scene is measured at
-step 0. `prompt=` is another label of input/sources/solids.py, `prior=` the folder of the prior.
-Command: python -m big_vision_like.train --config configs/dreamfusion.py:prior --workdir PRIOR
+step 0. `prompt=` is another label of input/sources/solids.py; PRIOR is the folder of stage 1, the
+config `configs/dreamfusion.py:prior`. Both stages: python -m experiments.dreamfusion.stages
 Command: python -m big_vision_like.train --config configs/dreamfusion.py:smoke,prior=PRIOR \
   --workdir DIR
-Both: python -m experiments.dreamfusion.stages --workdir DIR
 Score: not yet run.
 """
 
