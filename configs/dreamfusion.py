@@ -12,14 +12,13 @@ and reads text: here a class-conditional U-Net of that resolution, from `prior=D
 Command: python -m big_vision_like.train --config configs/dreamfusion.py:prior=DIR --workdir DIR2
 Score: not yet run (needs a prior of 64 x 64).
 
-smoke: "a red cube" out of a prior that knows views of sixteen solids (four shapes, four colours) at
-16 x 16. Renders from cameras that training never has must be recognised as the prompt by a
+smoke: "a blue cone" out of a prior that knows views of sixteen solids (four shapes, four colours)
+at 16 x 16. Renders from cameras that training never has must be recognised as the prompt by a
 classifier of real views in 90 %; one class in sixteen is 6 %, the untrained scene is measured at
-step 0. `prompt=` is another label of input/sources/solids.py, `prior=` the folder of the prior.
-Command: python -m big_vision_like.train --config configs/dreamfusion.py:prior --workdir PRIOR
+step 0. `prompt=` is another label of input/sources/solids.py; PRIOR is the folder of stage 1, the
+config `configs/dreamfusion.py:prior`. Both stages: python -m experiments.dreamfusion.stages
 Command: python -m big_vision_like.train --config configs/dreamfusion.py:smoke,prior=PRIOR \
   --workdir DIR
-Both: python -m experiments.dreamfusion.stages --workdir DIR
 Score: not yet run.
 """
 
@@ -35,7 +34,7 @@ def get_config(arg=None):
 
   `prompt` is a label of the prior.
   """
-  arg = common.parse_arg(arg, prior=None, prompt=4, smoke=False)
+  arg = common.parse_arg(arg, prior=None, prompt=14, smoke=False)
   c = common.base()
   if arg.prior is True:
     return prior(c)
@@ -91,7 +90,7 @@ def get_config(arg=None):
 def prior(c):
   """Stage 1: a class-conditional diffusion model of views of solids."""
   c.method = "ddpm"
-  c.total_steps = 1000
+  c.total_steps = 600
   c.model = unet()
   c.diffusion = dict(name="continuous_cosine")
   c.loss = dict(target="v", weight="simple", label_dropout=0.1)
@@ -113,7 +112,7 @@ def prior(c):
 def smoke(c):
   """Stage 2: a scene out of that prior."""
   shape, colour = SHAPES[c.prompt // len(COLOURS)], COLOURS[c.prompt % len(COLOURS)]
-  c.total_steps = 1000
+  c.total_steps = 300
   c.model = dict(
     name="nerf",
     width=32,
@@ -136,7 +135,7 @@ def smoke(c):
     held_out=0.1,
     background=1.0,
   )
-  c.loss = dict(guidance=10.0, target="v", times=(0.02, 0.98), opacity=1e-3)
+  c.loss = dict(guidance=4.0, target="v", times=(0.02, 0.98), opacity=1e-3)
   c.input = dict(source="nothing()", pp="", spec=dict(), batch_size=8)
   c.optim = dict(name="adam", lr=5e-3, clip_norm=10.0, schedule=dict(name="cosine"))
   views = f"solids(split='test', size=16, shape='{shape}', colour='{colour}', examples=256)"

@@ -19,9 +19,16 @@ NAMES = sorted(f.stem for f in (ROOT / "configs").glob("*.py") if f.stem != "com
 
 # Published parameter counts of the defaults (all of `params`).
 PARAMETERS = {
+  "classify": 21_974_632,
+  "clip": 151_277_313,
   "coca": 2_260_197_121,
+  "context_encoder": 73_890_112,
   "ddpm": 35_746_307,
+  "dino": 43_951_872,
+  "dreamfusion": 173_828,
+  "linear_probe": 2_695_000,
   "mae": 329_239_296,
+  "moco": 27_966_656,
   "siglip": 203_155_970,
 }
 

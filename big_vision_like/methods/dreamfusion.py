@@ -94,6 +94,7 @@ def make(config: Config) -> Method:
   prior = models.make(config.prior, "config.prior")
   schedule = diffusion.make_schedule(**config.diffusion, where="config.diffusion")
   camera = call(Camera, config.camera, "config.camera")
+  camera = camera._replace(size=tuple(camera.size))  # a list where it comes from a file
   cfg = call(Loss, config.loss, "config.loss")
   target = diffusion.check_target(cfg.target, schedule, "config.loss.target")
   classes, (low, high) = prior.num_classes or 0, cfg.times

@@ -1,6 +1,6 @@
 """DreamFusion in two stages: a diffusion prior of solids, then scenes out of it.
 
-    python -m experiments.dreamfusion.stages --workdir DIR [--prompts 4,14]
+    python -m experiments.dreamfusion.stages --workdir DIR [--prompts 14,4]
 
 Each stage is a run of `big_vision_like.train`; the same command again resumes what is missing.
 Prints for every scene how often its renders from unseen cameras are recognised as the prompt.
@@ -31,7 +31,7 @@ def scores(workdir: pathlib.Path, key: str) -> list[float]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
-  parser.add_argument("--prompts", default="4", help="labels of the solids, e.g. 4,14")
+  parser.add_argument("--prompts", default="14", help="labels of the solids, e.g. 14,4")
   args = parser.parse_args()
   prior = args.workdir / "prior"
   train(PRIOR, prior)

@@ -4,14 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
 
-from big_vision_like import axes, step, tree
-from big_vision_like import train as trainer
+from big_vision_like import tree
 from big_vision_like.config import UserError, wrap
 from big_vision_like.methods import dreamfusion
 from big_vision_like.models import nerf, unet
-from configs import dreamfusion as config_file
 
 B, SIZE, SAMPLES = 4, 8, 6
 FIELD = dict(width=8, depth=1, frequencies=2, blob_std=0.4)
@@ -165,15 +162,6 @@ def test_lamp_and_orientation():
   np.testing.assert_allclose(early - 10 * metrics["orientation"], base, rtol=1e-5)
   assert abs(float(late - early)) > 1e-4 * float(early)
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
-
-
-def test_the_paper_setting_lowers_on_four_chips():
-  mesh = AbstractMesh((1, 4, 1, 1), axes.ALL, axis_types=(AxisType.Auto,) * 4)
-  built = trainer.build(config_file.get_config(), num_examples=None, mesh=mesh)
-  assert tree.num_params(built.abstract.params) == 173_828
-  train_step = step.make_train_step(built.method, built.tx, seed=0, shardings=built.shardings)
-  with jax.sharding.use_abstract_mesh(mesh):
-    train_step.trace(built.abstract, built.batch).lower(lowering_platforms=("tpu",))
 
 
 @pytest.mark.parametrize(
