@@ -85,6 +85,7 @@ def small(c, *, image_size, patch_size, vocab_size, max_len):
     name="adamw",
     lr=2e-3,
     b2=0.95,
+    eps=1e-6,  # some gradients are rounding error at first: no step of full size for those
     weight_decay=0.1,
     clip_norm=1.0,
     schedule=dict(name="cosine", warmup_steps=100),
@@ -93,16 +94,16 @@ def small(c, *, image_size, patch_size, vocab_size, max_len):
 
 def smoke(c):
   """Glyphs and their names: minutes on two CPU cores, fonts that ship with matplotlib."""
-  scripts = "latin,greek,cyrillic,armenian,braille,box,arrows"
-  source = lambda split, more="": f"glyphs(split='{split}', scripts='{scripts}'{more})"
-  tokens = f"tokenize(16, model={'train:' + source('train')!r}, vocab_size=512)"
-  image = "value_range(-1, 1)"
+  scripts = "latin,greek,cyrillic,braille,box"
+  source = lambda split, more="": f"glyphs(split='{split}', size=36, scripts='{scripts}'{more})"
+  tokens = f"tokenize(14, model={'train:' + source('train')!r}, vocab_size=512)"
+  image = "central_crop(32)|value_range(-1, 1)"
   c.total_steps = 1000
-  small(c, image_size=32, patch_size=8, vocab_size=512, max_len=16)
+  small(c, image_size=32, patch_size=8, vocab_size=512, max_len=14)
   c.input = dict(
     source=source("train"),
-    pp=f"{image}|{tokens}|keep(image, text)",
-    spec=dict(image="float32(32, 32, 1)", text="int32(16)"),
+    pp=f"random_crop(32)|value_range(-1, 1)|{tokens}|keep(image, text)",
+    spec=dict(image="float32(32, 32, 1)", text="int32(14)"),
     batch_size=128,
   )
   c.checkpoint.every_steps = 500
