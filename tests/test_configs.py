@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(f.stem for f in (ROOT / "configs").glob("*.py") if f.stem != "common")
 
 # Published parameter counts of the defaults (all of `params`).
-PARAMETERS = {"mae": 329_239_296, "siglip": 203_155_970}
+PARAMETERS = {"context_encoder": 73_890_112, "mae": 329_239_296, "siglip": 203_155_970}
 
 
 def get(name, arg=None):
