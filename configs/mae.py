@@ -13,6 +13,17 @@ not decayed.
 
 Command: python -m big_vision_like.train --config configs/mae.py --workdir DIR
 Score: not yet run (needs a pod); published: 75.1 % linear, 85.9 % fine-tuned (ViT-L/16).
+
+smoke: scikit-learn's digits, 8 x 8, each at a random place of a canvas of 12 x 12; half of the
+patches of 2 x 2 hidden (of 75 % the rest seldom says which digit it is); targets are plain pixels.
+A fixed fifth of the scans is held out. A logistic regression on the frozen features must beat the
+same on pixels and on the features of the random initialisation, and the error of hidden pixels the
+mean image. (Where digits are centred, pixels alone reach 98 %: nothing to be seen of features.)
+`data=DIR` takes MNIST's test files from a folder, 28 x 28 on a canvas of 32 x 32, patches of 4 x 4.
+Command: python -m big_vision_like.train --config configs/mae.py:smoke --workdir DIR
+Score (seed 0): linear probe 64.0 %, pixels 29.7 %, random initialisation 45.9 % (364 scans, so
++-2.5); squared error of hidden pixels 0.114, mean image 0.261, mean of the visible pixels 0.354,
+random initialisation 0.836.
 """
 
 from configs import common
@@ -84,15 +95,15 @@ def get_config(arg=None):
 
 def smoke(c, arg):
   """Minutes on two CPU cores."""
-  pixels = "value_range(-1, 1)|keep(image, label)"
   if arg.data:
     files = "images='{0}/t10k-images-idx3-ubyte.gz', labels='{0}/t10k-labels-idx1-ubyte.gz'"
     files = files.format(arg.data)
     train, test = f"idx({files}, stop=8000)", f"idx({files}, start=8000)"
-    size, patch, pp = 28, 4, pixels
+    size, patch = 32, 4
   else:
     train, test = "digits(split='train')", "digits(split='test')"
-    size, patch, pp = 12, 2, f"random_place(12)|{pixels}"
+    size, patch = 12, 2
+  place = f"random_place({size})|value_range(-1, 1)"
   c.total_steps = 1500
   c.model = dict(
     width=64,
@@ -114,7 +125,7 @@ def smoke(c, arg):
   c.loss = dict(mask_ratio=0.5, norm_pix=False)
   c.input = dict(
     source=train,
-    pp=pp.replace(", label", ""),
+    pp=f"{place}|keep(image)",
     spec=dict(image=f"float32({size}, {size}, 1)"),
     batch_size=128,
   )
@@ -129,8 +140,10 @@ def smoke(c, arg):
   )
   c.checkpoint.every_steps = c.total_steps
   held_out = dict(source=test, batch_size=256, every_steps=750, initial=True)
-  c.evals.probe = dict(type="linear_probe", source_train=train, pp=pp, C=0.1, **held_out)
-  held_out["pp"] = pp.replace(", label", "")
+  c.evals.probe = dict(
+    type="linear_probe", source_train=train, pp=f"{place}|keep(image, label)", C=0.1, **held_out
+  )
+  held_out["pp"] = f"{place}|keep(image)"
   c.evals.reconstruct = dict(type="reconstruct", **held_out)
   c.evals.val = dict(type="loss", **held_out)
   return c
