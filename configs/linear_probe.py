@@ -8,7 +8,7 @@ parameters. Features are the backbone's last pooled token (DINO joins those of i
 for ViT-S).
 
 `backbone=DIR::params/encoder` is a saved run and the path of the backbone in it. 385,000 parameters
-a head; the backbone (ViT-S/16, class token: 21,665,664) is in aux.
+a head; the backbone (ViT-S/16, class token: 21,665,280) is in aux.
 
 Command: python -m big_vision_like.train --config configs/linear_probe.py:backbone=DIR --workdir OUT
 Score: not yet run (needs a pod and a backbone).
