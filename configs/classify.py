@@ -88,37 +88,39 @@ def smoke(c, arg):
   if arg.data:
     files = "images='{0}/t10k-images-idx3-ubyte.gz', labels='{0}/t10k-labels-idx1-ubyte.gz'"
     files = files.format(arg.data)
-    train, test = f"idx({files}, stop=8000)", f"idx({files}, start=8000)"
-    size, patch = 28, 7
+    train, test, size = f"idx({files}, stop=8000)", f"idx({files}, start=8000)", 28
   else:
-    train, test = "digits(split='train')", "digits(split='test')"
-    size, patch = 8, 2
+    train, test, size = "digits(split='train')", "digits(split='test')", 8
   c.total_steps = 1500
-  c.model = dict(
-    name="vit",
-    width=64,
-    depth=3,
-    mlp_dim=128,
-    num_heads=4,
-    patch_size=(patch, patch),
-    pool="gap",
-    pos_embed="learn",
-    image_size=(size, size),
-    num_classes=10,
-    scan=False,
-    dtype="float32",
-  )
+  if arg.variant.startswith("resnet"):
+    c.total_steps = 800
+    stem = "imagenet" if size > 16 else "small"
+    c.model = dict(name="resnet", variant="18", stages=(1, 1, 1), width=32, stem=stem)
+  else:
+    c.model = dict(
+      name="vit",
+      width=64,
+      depth=3,
+      mlp_dim=128,
+      num_heads=4,
+      patch_size=(size // 4, size // 4),
+      pool="gap",
+      pos_embed="learn",
+      image_size=(size, size),
+      scan=False,
+    )
+  c.model.update(num_classes=10, dtype="float32")
   pixels = "value_range(-1, 1)|keep(image, label)"
   c.augment = "mixup(0.2, classes=10)"
   c.input = dict(
     source=train,
-    pp=f"random_resized_crop({size}, area=(0.6, 1.0))|{pixels}",
+    pp=f"random_resized_crop({size}, area=(0.8, 1.0), ratio=(0.9, 1.1))|{pixels}",
     spec=dict(image=f"float32({size}, {size}, 1)", label="int32()"),
     batch_size=128,
   )
   c.optim = dict(
     name="adamw",
-    lr=1e-3,
+    lr=2e-3,
     weight_decay=0.1,
     clip_norm=1.0,
     schedule=dict(name="cosine", warmup_steps=100),

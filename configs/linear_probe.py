@@ -1,20 +1,21 @@
 """Linear probe of a frozen backbone on ImageNet-1k, a head for each learning rate.
 
-Default, the protocol of DINO (arXiv:2104.14294, Appendix E): SGD with momentum, no decay, cosine to
-zero, 100 epochs, batch 1,024, crops and flips; the rate, 0.001 for 256 images there, is swept over
-a factor of 1,000 in one run. `protocol=mae` is that of MAE (arXiv:2111.06377, Appendix A.1): LARS at
-0.1 for 256 images, batch 16,384, 90 epochs with 10 of warm-up, batch norm without parameters.
-Features are the backbone's last pooled token (DINO joins those of its last four blocks for ViT-S).
+Default, the protocol of DINO (arXiv:2104.14294): SGD with momentum, no decay, cosine to zero, 100
+epochs, batch 1,024, crops and flips; the rate for 256 images, 0.001 in the paper's code, is swept
+over a factor of 1,000 in one run. `protocol=mae` is that of MAE (arXiv:2111.06377, Appendix A.1):
+LARS at 0.1 for 256 images, batch 16,384, 90 epochs with 10 of warm-up, batch norm without
+parameters. Features are the backbone's last pooled token (DINO joins those of its last four blocks
+for ViT-S).
 
 `backbone=DIR::params/encoder` is a saved run and the path of the backbone in it. 385,000 parameters
-a head; the backbone (ViT-S/16, class token: 21,665,664) is in aux.
+a head; the backbone (ViT-S/16, class token: 21,665,280) is in aux.
 
 Command: python -m big_vision_like.train --config configs/linear_probe.py:backbone=DIR --workdir OUT
 Score: not yet run (needs a pod and a backbone).
 
 smoke: scikit-learn's digits and the ViT of classify.py:smoke, untrained unless `backbone=` says
-otherwise. The heads must come within 1 % of scikit-learn's logistic regression on the same features,
-which the evaluator `probe` fits, on pixels too.
+otherwise. The best head must come within 1 % of scikit-learn's logistic regression on the same
+features, which the evaluator `probe` fits, on pixels too.
 Command: python -m big_vision_like.train --config configs/linear_probe.py:smoke --workdir DIR
 """
 
@@ -105,7 +106,7 @@ def smoke(c):
     scan=False,
     dtype="float32",
   )
-  names = heads(c, (0.003, 0.01, 0.03, 0.1), classes=10, batch_norm=True)
+  names = heads(c, (0.01, 0.03, 0.1, 0.3), classes=10, batch_norm=True)
   pixels = "value_range(-1, 1)|keep(image, label)"
   c.input = dict(
     source="digits(split='train')",

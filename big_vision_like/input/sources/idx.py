@@ -21,10 +21,10 @@ def _read(path: str) -> np.ndarray:
     raise UserError(f"source idx: {path}: {getattr(e, 'strerror', None) or e}") from None
   if data[:3] != b"\x00\x00\x08" or len(data) < 4 * (1 + data[3]):
     raise UserError(f"source idx: {path} is not an IDX file of bytes (first: {data[:4].hex()})")
-  shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
+  shape = tuple(np.frombuffer(data, ">u4", count=data[3], offset=4).tolist())
   values = np.frombuffer(data, np.uint8, offset=4 * (1 + data[3]))
   if values.size != np.prod(shape, dtype=int):
-    raise UserError(f"source idx: {path} holds {values.size} bytes, its head says {tuple(shape)}")
+    raise UserError(f"source idx: {path} holds {values.size} bytes, its head says {shape}")
   return values.reshape(shape)
 
 
