@@ -106,7 +106,7 @@ def get_config(arg=None):
 
 def smoke(c):
   """Minutes on two CPU cores, data that ships with scikit-learn."""
-  c.total_steps = 1000
+  c.total_steps = 2000
   c.model = dict(
     name="resnet", bottleneck=False, stages=(1, 1, 1), width=16, stem="small", groups=4
   )
@@ -128,13 +128,13 @@ def smoke(c):
     weight_decay=1e-3,
     schedule=dict(name="cosine", warmup_percent=5.0),
   )
-  c.checkpoint.every_steps = 1000
+  c.checkpoint.every_steps = 2000
   crop = "random_resized_crop(12, area=(0.4, 1.0), method='bicubic')"
   for name, op in (("knn", crop), ("knn_whole", "resize(12, method='bicubic')")):
     c.evals[name] = dict(
       type="knn",
       initial=True,
-      every_steps=500,
+      every_steps=1000,
       source_train="digits(split='train')",
       source="digits(split='test')",
       pp=f"{op}|value_range(0, 1)|keep(image, label)",
