@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(f.stem for f in (ROOT / "configs").glob("*.py") if f.stem != "common")
 
 # Published parameter counts of the defaults (all of `params`).
-PARAMETERS = {"siglip": 203_155_970}
+PARAMETERS = {"clip": 151_276_545, "siglip": 203_155_970}
 
 
 def get(name, arg=None):
