@@ -5,11 +5,10 @@ biases, beta 0.9 and 0.98, epsilon 1e-6, learning rate 5e-4, 2,000 steps of warm
 temperature from 1 / 0.07, kept at or below 100. The data (WIT) is private: `data=` names any
 prepared TFDS set with `image` and `text`.
 
-151,276,545 parameters, 768 fewer than OpenAI's ViT-B/32 (151,277,313), which adds a position to the
-class token as well: one vector here, a sum of two there. Two more differences: epsilon of the
-LayerNorms (1e-6, not 1e-5), and the text: `model=` names a SentencePiece model of 49,408 pieces in
-place of CLIP's BPE, whose end of text has the highest id; SentencePiece's has not, so the last
-position is read, which under the causal mask has seen the whole text.
+151,277,313 parameters, as OpenAI's ViT-B/32. One difference, the text: `model=` names a
+SentencePiece model of 49,408 pieces in place of CLIP's BPE, whose end of text has the highest id;
+SentencePiece's has not, so the last position is read, which under the causal mask has seen the
+whole text.
 
 Command: python -m big_vision_like.train --config configs/clip.py --workdir DIR
 Score: not yet run (needs a pod).
@@ -46,11 +45,13 @@ def get_config(arg=None):
       variant=arg.variant,
       pool="cls",
       pos_embed="learn",
+      cls_pos=True,
       image_size=(arg.res, arg.res),
       pre_norm=True,
       patch_bias=False,
       head_bias=False,
       gelu="quick",
+      eps=1e-5,
       dtype="bfloat16",
       remat="none",
     ),
@@ -65,6 +66,7 @@ def get_config(arg=None):
       causal=True,
       head_bias=False,
       gelu="quick",
+      eps=1e-5,
       dtype="bfloat16",
       remat="none",
     ),

@@ -4,7 +4,7 @@ Evaluators are handed jitted `predict` functions and a state; they never see a m
 them need is here: walking over a split exactly, each example once, on any number of devices.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,7 +65,10 @@ class Split:
         )
       need_numbers(first[key], key, f"{cfg.path}.pp = {self.pp!r}")
 
-  def _examples(self, rows: list[int]) -> list[dict[str, Any]]:
+  def __len__(self) -> int:
+    return len(open_source(self.source, self.where))
+
+  def _examples(self, rows: Sequence[int]) -> list[dict[str, Any]]:
     source, op = open_source(self.source, self.where), ops.build(self.pp, self.where)
     rng = lambda i: np.random.Generator(np.random.Philox(key=0, counter=i << 64))
     return [op(dict(source[int(i)]), rng(int(i))) for i in rows]
@@ -80,6 +83,11 @@ class Split:
       where=self.where,
     )
 
+  def batches(self) -> Iterator[dict[str, jax.Array]]:
+    """Global batches on the mesh; `_mask` [B] is False in rows that only fill the last one up."""
+    for host in self._batches():
+      yield axes.put_batch(self.mesh, {k: v for k, v in host.items() if k not in self.strings})
+
   def map(self, fn: Callable[[Any], Any]) -> dict[str, np.ndarray]:
     """`fn(batch) -> dict of [B, ...]` over the split: all rows in order, no padding.
 
@@ -87,14 +95,18 @@ class Split:
     """
     parts: list[dict[str, np.ndarray]] = []
     with jax.set_mesh(self.mesh):
-      for host in self._batches():
-        host = {k: v for k, v in host.items() if k not in self.strings}
-        batch = axes.put_batch(self.mesh, host)
+      for batch in self.batches():
         small = {k: v for k, v in batch.items() if v.ndim == 1}
         rows = axes.to_host({**small, **fn(batch)})
         keep = rows.pop("_mask")
         parts.append({k: np.asarray(v)[keep] for k, v in rows.items()})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+  def texts(self, key: str) -> list[list[str]]:
+    """The strings under `key` of all rows, in order: a list for each, of one or of several."""
+    rows = (example[key] for example in self._examples(range(len(self))))
+    rows = (list(x) if isinstance(x, (list, tuple)) else [x] for x in rows)
+    return [[t.decode() if isinstance(t, bytes) else str(t) for t in x] for x in rows]
 
   def images(self, rows: list[int]) -> list[np.ndarray]:
     """Those rows' images as uint8 [H, W, 1 or 3], for people: stretched to their own range."""
