@@ -93,6 +93,7 @@ def smoke(c, arg):
     train, test, size = "digits(split='train')", "digits(split='test')", 8
   c.total_steps = 1500
   if arg.variant.startswith("resnet"):
+    c.total_steps = 800
     stem = "imagenet" if size > 16 else "small"
     c.model = dict(name="resnet", variant="18", stages=(1, 1, 1), width=32, stem=stem)
   else:

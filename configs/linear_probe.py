@@ -106,7 +106,7 @@ def smoke(c):
     scan=False,
     dtype="float32",
   )
-  names = heads(c, (0.003, 0.01, 0.03, 0.1), classes=10, batch_norm=True)
+  names = heads(c, (0.01, 0.03, 0.1, 0.3), classes=10, batch_norm=True)
   pixels = "value_range(-1, 1)|keep(image, label)"
   c.input = dict(
     source="digits(split='train')",

@@ -1,11 +1,14 @@
 """The loss in float64, labels of every kind, statistics that move, several labels an image."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import make_mesh
 
-from big_vision_like import train
+from big_vision_like import axes, train
 from big_vision_like.config import UserError, wrap
 from big_vision_like.methods import classify
 from configs import classify as configs
@@ -65,6 +68,23 @@ def test_statistics_move_and_serve_predictions():
   model = classify.models.make(RESNET)
   (trained, _), _ = classify.models.apply(model, params, aux["stats"], BATCH["image"], train=True)
   np.testing.assert_allclose(after, trained, atol=2e-3)
+
+
+def test_batch_statistics_on_eight_devices_equal_one():
+  """Loss, gradients and running statistics; and in two groups they are others."""
+  batch = {k: np.concatenate([v, v[:2] * 2]) for k, v in BATCH.items() if k != "label"}
+  batch["label"] = np.arange(8, dtype=np.int32) % 4
+  outs = []
+  for groups, mesh in ((1, None), (1, make_mesh(fsdp=4, tensor=2)), (2, None)):
+    method, params, aux = make({**RESNET, "groups": groups, "zero_init": False})
+    step = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+      put = batch if mesh is None else axes.put_batch(mesh, batch)
+      (value, (moved, _)), grads = step(params, aux, put, KEY, 0)
+    outs.append(jax.device_get((value, moved, grads)))
+  one, eight, grouped = outs
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5), one, eight)
+  assert abs(one[0] - grouped[0]) > 1e-4
 
 
 def test_predictions_of_a_transformer():
