@@ -41,6 +41,7 @@ setup(
     "jaxtyping",
     "safetensors",
     "matplotlib",
+    "fonttools",
     "jinja2",
     "flatbuffers",
   ],

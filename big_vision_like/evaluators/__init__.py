@@ -4,7 +4,7 @@ Evaluators are handed jitted `predict` functions and a state; they never see a m
 them need is here: walking over a split exactly, each example once, on any number of devices.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,7 +65,10 @@ class Split:
         )
       need_numbers(first[key], key, f"{cfg.path}.pp = {self.pp!r}")
 
-  def _examples(self, rows: list[int]) -> list[dict[str, Any]]:
+  def __len__(self) -> int:
+    return len(open_source(self.source, self.where))
+
+  def _examples(self, rows: Sequence[int]) -> list[dict[str, Any]]:
     source, op = open_source(self.source, self.where), ops.build(self.pp, self.where)
     rng = lambda i: np.random.Generator(np.random.Philox(key=0, counter=i << 64))
     return [op(dict(source[int(i)]), rng(int(i))) for i in rows]
@@ -98,6 +101,12 @@ class Split:
         keep = rows.pop("_mask")
         parts.append({k: np.asarray(v)[keep] for k, v in rows.items()})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+  def texts(self, key: str) -> list[list[str]]:
+    """The strings under `key` of all rows, in order: a list for each, of one or of several."""
+    rows = (example[key] for example in self._examples(range(len(self))))
+    rows = (list(x) if isinstance(x, (list, tuple)) else [x] for x in rows)
+    return [[t.decode() if isinstance(t, bytes) else str(t) for t in x] for x in rows]
 
   def images(self, rows: list[int]) -> list[np.ndarray]:
     """Those rows' images as uint8 [H, W, 1 or 3], for people: stretched to their own range."""

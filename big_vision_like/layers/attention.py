@@ -1,6 +1,7 @@
 """Attention: the one function that picks a kernel, and the multi-head module around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -60,6 +61,12 @@ class MultiHeadAttention(nn.Module):
 
   Kernels are flat so that tensor parallelism is one rule: the last axis of query, key and value,
   the first of out. `rope(q or k) -> q or k` rotates [B, N, H, d] before the product.
+
+  With a `cache` of keys and values the result is (y, cache). Three uses, for decoding:
+
+      cache = {}                 keys and values of `context` are projected once, into the cache
+      cache = {key, value}       they are what there is to see; no context is projected
+      cache and `position`       x [B, 1, D] is written at `position` and sees what is up to it
   """
 
   num_heads: int
@@ -74,8 +81,13 @@ class MultiHeadAttention(nn.Module):
     mask: jax.Array | None = None,
     causal: bool = False,
     rope: Callable[[jax.Array], jax.Array] | None = None,
-  ) -> jax.Array:
-    """x [B, N, D]; keys and values come from context [B, M, D'], or from x. -> [B, N, D]."""
+    cache: Mapping[str, jax.Array] | None = None,
+    position: jax.Array | None = None,
+  ) -> Any:
+    """x [B, N, D]; keys and values come from context [B, M, D'], or from x. -> [B, N, D].
+
+    `cache` holds `key` and `value`, [B, M, H, d]; `position` is the int32 row to write.
+    """
     width = x.shape[-1]
     context = x if context is None else context
 
@@ -83,9 +95,18 @@ class MultiHeadAttention(nn.Module):
       y = nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name=name)(y)
       return rearrange(y, "B N (H d) -> B N H d", H=self.num_heads)
 
-    q, k, v = heads("query", x), heads("key", context), heads("value", context)
-    if rope is not None:
-      q, k = rope(q), rope(k)
+    q = heads("query", x)
+    if cache and position is None:
+      k, v = cache["key"], cache["value"]
+    else:
+      k, v = heads("key", context), heads("value", context)
+      if rope is not None:
+        q, k = rope(q), rope(k)
+      if position is not None:
+        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
+        k, v = write(cache["key"], k), write(cache["value"], v)
+        mask = jnp.arange(k.shape[1])[None, None, None, :] <= position
     y = attention(q, k, v, mask=mask, causal=causal)
     y = rearrange(y, "B N H d -> B N (H d)")
-    return nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name="out")(y)
+    y = nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name="out")(y)
+    return y if cache is None else (y, {"key": k, "value": v})

@@ -31,6 +31,7 @@ class MaeDecoder(nn.Module):
   num_heads: int = 16
   mlp_dim: int = 2048
   gelu: str = "exact"
+  eps: float = 1e-6
   scan: bool = True
   remat: str = "none"
   dtype: str = "float32"
@@ -72,6 +73,7 @@ class MaeDecoder(nn.Module):
       scan=self.scan,
       remat=self.remat,
       dtype=dtype,
+      eps=self.eps,
       name="decoder",
     )(jnp.concatenate([first, x], axis=1), train=train)[:, count:]
     return axes.constrain_batch(dense(out_dim, "pred")(x)).astype(jnp.float32), {"tokens": x}

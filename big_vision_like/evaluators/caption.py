@@ -1,0 +1,116 @@
+"""Captions against references: exact match and token F1, beside the nearest neighbour's caption."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from big_vision_like.config import Config, UserError, call, parse_spec
+from big_vision_like.evaluators import Split, need
+from big_vision_like.input import tokenizers
+
+CHUNK = 512  # test images compared at a time
+
+
+class Evaluator:
+  """Keys: source, source_train, pp (yields image, and text as a string), tokenizer, batch_size;
+  max_new_tokens, temperature, top_k, top_p, beams (options of `generate`), seed.
+
+  `tokenizer` is the op that made the tokens of training: "tokenize(24, model='...')". A text may be
+  a list of references: the best one counts.
+
+  `nearest_...` are the scores of the trivial captioner, which says of an image what the training
+  image with the nearest pixels (Euclidean, after `pp`) is called.
+  """
+
+  OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "beams")
+
+  def __init__(self, config: Config, predict: Mapping[str, Callable], mesh: jax.sharding.Mesh):
+    self.generate = need(predict, "generate", config)
+    self.options = {k: config[k] for k in self.OPTIONS if k in config}
+    self.seed = config.get("seed", 0)
+    self.tokenizer = _tokenizer(config.tokenizer, f"{config.path}.tokenizer")
+    self.test = Split(config, mesh, needs=("image",))
+    self.train = Split(config, mesh, needs=("image",), source="source_train")
+    for split in (self.test, self.train):
+      if "text" not in split.strings:
+        raise UserError(f"{config.path}.pp = {config.pp!r} has to leave text as a string")
+    self.references = self.test.texts("text")
+    self.nearest: list[str] | None = None
+
+  def captions(self, state: Any) -> list[str]:
+    """One for each image of the split."""
+    rng = jax.random.key(self.seed)
+    fn = lambda b: {"tokens": self.generate(state.params, state.aux, b, rng, **self.options)}
+    return [self.tokenizer.decode(row) for row in self.test.map(fn)["tokens"]]
+
+  def nearest_captions(self) -> list[str]:
+    """Of the nearest training images; the first of equals. Computed once."""
+    if self.nearest is None:
+      flat = lambda b: {"x": b["image"].reshape(b["image"].shape[0], -1).astype(np.float32)}
+      train, test = self.train.map(flat)["x"], self.test.map(flat)["x"]
+      norms = np.square(train).sum(axis=1)
+      rows = [
+        np.argmin(norms - 2 * test[i : i + CHUNK] @ train.T, axis=1)
+        for i in range(0, len(test), CHUNK)
+      ]
+      texts = self.train.texts("text")
+      self.nearest = [texts[i][0] for i in np.concatenate(rows)]
+    return self.nearest
+
+  def run(self, state: Any) -> dict[str, float]:
+    """`exact_match`, `token_f1`, and the same two with `nearest_` before them."""
+    out = scores(self.captions(state), self.references)
+    nearest = scores(self.nearest_captions(), self.references)
+    return out | {f"nearest_{k}": v for k, v in nearest.items()}
+
+  def examples(self, state: Any, count: int = 12) -> list[dict[str, Any]]:
+    """The first mistakes, then right ones: image (uint8), label, predictions [(caption, F1)]."""
+    captions = self.captions(state)
+    value = [max(token_f1(c, r) for r in refs) for c, refs in zip(captions, self.references)]
+    right = np.array([exact(c, refs) for c, refs in zip(captions, self.references)])
+    chosen = [*np.flatnonzero(~right)[: count // 2], *np.flatnonzero(right)][:count]
+    return [
+      {"image": image, "label": self.references[i][0], "predictions": [(captions[i], value[i])]}
+      for i, image in zip(chosen, self.test.images(chosen))
+    ]
+
+
+def words(text: str) -> list[str]:
+  """Lower case, without punctuation: "Box, light" -> ["box", "light"]; "dots-12" is two."""
+  return re.findall(r"\w+", text.lower())
+
+
+def exact(caption: str, references: list[str]) -> bool:
+  """Whether it has the words of one of the references, in order."""
+  return any(words(caption) == words(r) for r in references)
+
+
+def token_f1(caption: str, reference: str) -> float:
+  """Harmonic mean of precision and recall of the words, with their counts, in any order (SQuAD's).
+
+  Rajpurkar et al. 2016, Sec. 6.1. Two empty texts agree.
+  """
+  a, b = Counter(words(caption)), Counter(words(reference))
+  if not a or not b:
+    return float(a == b)
+  return 2 * (a & b).total() / (a.total() + b.total())
+
+
+def scores(captions: list[str], references: list[list[str]]) -> dict[str, float]:
+  """Means over the captions, each against the best of its references."""
+  right = [exact(c, refs) for c, refs in zip(captions, references)]
+  f1 = [max(token_f1(c, r) for r in refs) for c, refs in zip(captions, references)]
+  return {"exact_match": float(np.mean(right)), "token_f1": float(np.mean(f1))}
+
+
+def _tokenizer(spec: str, where: str) -> tokenizers.SentencePiece:
+  """That of the one op `tokenize` in `spec`."""
+  calls = [c for c in parse_spec(spec, where) if c.name == "tokenize"]
+  if len(calls) != 1:
+    raise UserError(f"{where} = {spec!r}; expected tokenize(length, model=...)")
+  take = lambda length, model, vocab_size=None, key="text", eos="yes": (model, vocab_size)
+  return tokenizers.sentencepiece(*call(take, calls[0].kwargs, where, *calls[0].args))

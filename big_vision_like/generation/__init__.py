@@ -1,0 +1,1 @@
+"""Making things step by step: diffusion, decoding, rendering. Pure functions, no parameters."""

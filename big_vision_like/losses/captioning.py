@@ -1,0 +1,24 @@
+"""Captioning: the likelihood of the next token."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def token_nll(logits: Float[Array, "*B L V"], targets: Int[Array, "*B L"]) -> Float[Array, "*B L"]:
+  """-log P(y_t | y_<t, x) of every token, in float32. logits[..., t, :] predict targets[..., t]."""
+  logits = logits.astype(jnp.float32)
+  right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  return jax.nn.logsumexp(logits, axis=-1) - right
+
+
+def caption_loss(
+  logits: Float[Array, "B L V"], targets: Int[Array, "B L"], mask: Bool[Array, "B L"]
+) -> Float[Array, ""]:
+  """-sum_t log P(y_t | y_<t, x), CoCa (arXiv:2205.01917) Eq. 3, over the tokens of the batch.
+
+  Divided by the number of tokens where `mask` is True, so that long captions do not outweigh the
+  other loss; what is False (padding) does not count.
+  """
+  nll = token_nll(logits, targets)
+  return jnp.sum(jnp.where(mask, nll, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
