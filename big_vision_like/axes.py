@@ -90,3 +90,22 @@ def to_host(tree: Any) -> Any:
   from jax.experimental import multihost_utils
 
   return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def micro_batches(batch: Any, k: int) -> Any:
+  """[B, ...] -> [k, B / k, ...]: every device contributes to every micro-batch.
+
+  Micro-batch j holds the examples j, k + j, 2k + j, ..., so no example changes its device.
+  """
+
+  def split(x: jax.Array) -> jax.Array:
+    x = x.reshape(x.shape[0] // k, k, *x.shape[1:]).swapaxes(0, 1)
+    return constrain(x, None, BATCH)
+
+  return jax.tree.map(split, batch)
+
+
+def whole_batch(micro: Any) -> Any:
+  """[k, B / k, ...] -> [B, ...], the inverse of `micro_batches`."""
+  join = lambda x: constrain(x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), BATCH)
+  return jax.tree.map(join, micro)

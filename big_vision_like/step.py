@@ -14,19 +14,6 @@ from big_vision_like.method import Batch, Method, Metrics, value_and_grad
 from big_vision_like.state import State
 
 
-def micro_batches(batch: Batch, k: int) -> Batch:
-  """[B, ...] -> [k, B / k, ...]: every device contributes to every micro-batch.
-
-  Micro-batch j holds the examples j, k + j, 2k + j, ..., so no example changes its device.
-  """
-
-  def split(x: jax.Array) -> jax.Array:
-    x = x.reshape(x.shape[0] // k, k, *x.shape[1:]).swapaxes(0, 1)
-    return axes.constrain(x, None, axes.BATCH)
-
-  return jax.tree.map(split, batch)
-
-
 def accumulated(method: Method, k: int) -> Callable:
   """`value_and_grad(method)` as the mean over k micro-batches, each with its own rng.
 
@@ -45,7 +32,7 @@ def accumulated(method: Method, k: int) -> Callable:
       return (aux, total), (loss, metrics)
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    xs = (jnp.arange(k), micro_batches(batch, k))
+    xs = (jnp.arange(k), axes.micro_batches(batch, k))
     (aux, grads), (losses, metrics) = jax.lax.scan(body, (aux, zeros), xs)
     mean = lambda x: jnp.mean(x, axis=0)
     return (mean(losses), (aux, jax.tree.map(mean, metrics))), grads
@@ -113,10 +100,15 @@ def jit_predict(method: Method) -> dict[str, Callable[..., Any]]:
   return {name: jitted(fn) for name, fn in method.predict.items()}
 
 
-def check_accumulate(accumulate: int, batch_size: int, batch_shards: int) -> None:
-  """Raises `UserError` where the batch does not split into equal micro-batches on every device."""
+def check_accumulate(
+  accumulate: int, batch_size: int, batch_shards: int, key: str = "grad_accum"
+) -> None:
+  """Raises `UserError` where the batch does not split into equal micro-batches on every device.
+
+  `batch_size` is what `config.<key>` splits into `accumulate` parts.
+  """
   if accumulate < 1 or batch_size % (accumulate * batch_shards):
     raise UserError(
-      f"config.grad_accum = {accumulate}: input.batch_size = {batch_size} must be a multiple of "
-      f"grad_accum x batch shards = {accumulate} x {batch_shards}"
+      f"config.{key} = {accumulate}: a batch of {batch_size} must be a multiple of "
+      f"{key} x batch shards = {accumulate} x {batch_shards}"
     )

@@ -31,10 +31,10 @@ from big_vision_like import (
   optim,
   sharding,
   step,
-  transforms,
 )
 from big_vision_like import config as config_lib
 from big_vision_like import state as state_lib
+from big_vision_like.compose import batch_spec, make_method, saved_config, teacher_from
 from big_vision_like.config import Config, Durations, UserError
 from big_vision_like.input import pipeline
 from big_vision_like.method import Method, value_and_grad
@@ -76,32 +76,6 @@ class Built(NamedTuple):
 # ----------------------------------------------------------------------------------------- build
 
 
-def batch_spec(cfg: Config) -> dict[str, jax.ShapeDtypeStruct]:
-  """The global batch of `config.input`: `spec = {"image": "float32(224, 224, 3)"}` plus `index`."""
-  size = cfg.batch_size
-  out = {"index": jax.ShapeDtypeStruct((size,), jnp.int32)}
-  for key, text in cfg.spec.items():
-    calls = config_lib.parse_spec(text, f"config.input.spec.{key}")
-    try:
-      [(dtype, shape, _)] = calls
-      out[key] = jax.ShapeDtypeStruct((size, *shape), jnp.dtype(dtype))
-    except (ValueError, TypeError):
-      raise UserError(
-        f"config.input.spec.{key} = {text!r}; expected a dtype and a shape: 'float32(224, 224, 3)'"
-      ) from None
-  return out
-
-
-def make_method(config: Config) -> Method:
-  """`methods/<config.method>.py`, and the transforms that the config asks for, in this order."""
-  method = config_lib.find_module("methods", config.method, "config.method").make(config)
-  if ops := config.get("augment"):
-    method = transforms.augment(method, ops)
-  if patterns := tuple(config.get("freeze", ())):
-    method = transforms.freeze(method, patterns)
-  return method
-
-
 def build(config: Any, *, num_examples: int | None, mesh: Any = None) -> Built:
   """Method, optimizer, mesh and shardings, by shapes alone: no array is made, nothing compiles.
 
@@ -123,6 +97,9 @@ def build(config: Any, *, num_examples: int | None, mesh: Any = None) -> Built:
 
   config = config.timed(durations)
   method = make_method(config)
+  if cached := config.get("grad_cache"):
+    part = batch_size // config.grad_accum
+    step.check_accumulate(cached, part, axes.num_batch_shards(mesh), "grad_cache")
   batch = batch_spec(config.input)
   key = jax.random.key(config.seed)
   with axes.ambient(mesh):
@@ -152,11 +129,12 @@ def make_evaluators(config: Any, method: Method, mesh: jax.sharding.Mesh) -> dic
 
 
 def model_flops(built: Built) -> int:
-  """FLOPs of loss and gradients of one global batch, without those that remat repeats."""
+  """FLOPs of loss and gradients of one global batch, without those that only save memory."""
 
   def plain(node: Any) -> Any:
     if isinstance(node, Mapping):
-      return {k: "none" if k == "remat" else plain(v) for k, v in node.items()}
+      kept = {k: v for k, v in node.items() if k != "grad_cache"}
+      return {k: "none" if k == "remat" else plain(v) for k, v in kept.items()}
     return node
 
   config = config_lib.wrap(plain(built.config.to_dict())).timed(built.durations)
@@ -212,10 +190,7 @@ def restore(
 
   The mesh is the run's where the device count allows it, else all devices on fsdp.
   """
-  file = pathlib.Path(workdir) / "config.json"
-  if not file.exists():
-    raise UserError(f"{file} is missing; --workdir is the folder that train wrote")
-  data = json.loads(file.read_text())
+  data = saved_config(workdir)
   fixed = math.prod(n for n in data["mesh"].values() if n != -1)
   fits = -1 in data["mesh"].values() and jax.device_count() % fixed == 0
   if not fits and fixed != jax.device_count():
@@ -256,7 +231,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
     keep_last=config.checkpoint.get("keep_last", 3),
     keep_every=built.durations(config.checkpoint, "keep_every"),
   )
-  init_from = config.get("init_from", {}).read_all()
+  init_from = teacher_from(config, built.abstract) | config.get("init_from", {}).read_all()
   check_example(config, built)
   if unread := config.unread():
     raise UserError(f"nothing reads {', '.join(unread)}; remove or correct the key")

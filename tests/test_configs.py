@@ -18,7 +18,19 @@ ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(f.stem for f in (ROOT / "configs").glob("*.py") if f.stem != "common")
 
 # Published parameter counts of the defaults (all of `params`).
-PARAMETERS = {"coca": 2_260_197_121, "siglip": 203_155_970}
+PARAMETERS = {
+  "classify": 21_974_632,
+  "clip": 151_277_313,
+  "coca": 2_260_197_121,
+  "context_encoder": 73_890_112,
+  "ddpm": 35_746_307,
+  "dino": 43_951_872,
+  "dreamfusion": 173_828,
+  "linear_probe": 2_695_000,
+  "mae": 329_239_296,
+  "moco": 27_966_656,
+  "siglip": 203_155_970,
+}
 
 
 def get(name, arg=None):
@@ -27,8 +39,10 @@ def get(name, arg=None):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_default_lowers_on_256_devices(name):
-  mesh = AbstractMesh((1, 256, 1, 1), axes.ALL, axis_types=(AxisType.Auto,) * 4)
-  built = trainer.build(get(name), num_examples=None, mesh=mesh)
+  config = get(name)
+  rows = math.gcd(256, config.input.batch_size)  # a paper's batch may be smaller than the pod
+  mesh = AbstractMesh((1, rows, 256 // rows, 1), axes.ALL, axis_types=(AxisType.Auto,) * 4)
+  built = trainer.build(config, num_examples=None, mesh=mesh)
   assert tree.num_params(built.abstract.params) == PARAMETERS[name]
   train_step = step.make_train_step(
     built.method, built.tx, seed=0, shardings=built.shardings, accumulate=built.config.grad_accum

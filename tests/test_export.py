@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,12 +14,14 @@ import pytest
 from big_vision_like import tree
 from big_vision_like.config import UserError, run_main, wrap
 from big_vision_like.interop import files, stablehlo
+from big_vision_like.method import keep_params
 from big_vision_like.state import State
 from tools import export
 
 
 class FakeMethod(NamedTuple):
   predict: dict
+  merge: Callable = keep_params
 
 
 def embed(params, aux, batch, rng=None):

@@ -16,7 +16,7 @@ FLOORS = {
   **dict.fromkeys(("method", "transforms"), 3),
   "methods": 4,
   **dict.fromkeys(("sharding", "state", "step", "checkpoint", "cluster"), 5),
-  **dict.fromkeys(("evaluators", "interop"), 6),
+  **dict.fromkeys(("evaluators", "interop", "compose"), 6),
   "train": 7,
 }
 # Rooms whose files may import each other; everywhere else only the floor below.

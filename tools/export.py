@@ -1,6 +1,7 @@
 """Checkpoints out: python -m tools.export --workdir DIR --format FORMAT --out DIR
 
-`params.safetensors` or `params.npz` hold the parameters by path; `<predict>.stablehlo` a function
+`params.safetensors` or `params.npz` hold the weights that `predict` runs on, by path: with frozen
+parts, LoRA merged, averaged where `config.ema` asks for it; `<predict>.stablehlo` a function
 of the batch with the parameters baked in, for any batch size unless a line says otherwise.
 `config.json` goes with them.
 """
@@ -42,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
       is_open = _export(file, method.predict[name], state, spec)
       print(file if is_open else f"{file} (batch size {config.input.batch_size} only)")
   else:
-    arrays = {k: np.asarray(v) for k, v in tree.flatten(jax.device_get(state.params)).items()}
+    params = jax.device_get(jax.jit(method.merge)(state.params, state.aux))
+    arrays = {k: np.asarray(v) for k, v in tree.flatten(params).items()}
     file = args.out / f"params.{args.format}"
     {"safetensors": files.save_safetensors, "npz": files.save_npz}[args.format](file, arrays)
     print(file)

@@ -1,6 +1,14 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs the tests: bash tools/test.sh [pytest args]
+# Sets up .venv and runs the tests: bash tools/test.sh [--live] [pytest args]
+# --live also installs the extra `parity` (torch, transformers: 1.6 GB) and runs the reference
+# implementations, which must reproduce the stored outputs of tests/parity.
 source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
+if [ "${1:-}" = "--live" ]; then
+  shift
+  python -m pip install --quiet --disable-pip-version-check -e ".[parity]"
+  python -m tests.parity.references
+  set -- tests/parity "$@"
+fi
 ruff check .
 ruff format --check .
 python -m pytest "$@"

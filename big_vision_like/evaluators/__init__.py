@@ -83,6 +83,11 @@ class Split:
       where=self.where,
     )
 
+  def batches(self) -> Iterator[dict[str, jax.Array]]:
+    """Global batches on the mesh; `_mask` [B] is False in rows that only fill the last one up."""
+    for host in self._batches():
+      yield axes.put_batch(self.mesh, {k: v for k, v in host.items() if k not in self.strings})
+
   def map(self, fn: Callable[[Any], Any]) -> dict[str, np.ndarray]:
     """`fn(batch) -> dict of [B, ...]` over the split: all rows in order, no padding.
 
@@ -90,9 +95,7 @@ class Split:
     """
     parts: list[dict[str, np.ndarray]] = []
     with jax.set_mesh(self.mesh):
-      for host in self._batches():
-        host = {k: v for k, v in host.items() if k not in self.strings}
-        batch = axes.put_batch(self.mesh, host)
+      for batch in self.batches():
         small = {k: v for k, v in batch.items() if v.ndim == 1}
         rows = axes.to_host({**small, **fn(batch)})
         keep = rows.pop("_mask")

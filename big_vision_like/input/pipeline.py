@@ -143,10 +143,10 @@ def _rows(stream: Any, first: int, batch_size: int, offset: int, local: int) -> 
 
 def _stack(examples: list[dict[str, Any]]) -> Batch:
   out = {k: np.stack([np.asarray(e[k]) for e in examples]) for k in examples[0]}
+  # jax's default integers have 32 bits: labels of Python are made so, positions past 2^31 wrap.
   if "index" in out:
-    # Positions past 2^31 wrap: jax's default integers have 32 bits.
-    out["index"] = (out["index"] & 0x7FFF_FFFF).astype(np.int32)
-  return out
+    out["index"] = out["index"] & 0x7FFF_FFFF
+  return {k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in out.items()}
 
 
 def eval_batches(

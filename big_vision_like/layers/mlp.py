@@ -7,13 +7,18 @@ import jax.numpy as jnp
 from big_vision_like import axes
 from big_vision_like.layers.attention import xavier
 
-GELU = {"tanh": True, "exact": False}
+GELU = {
+  "tanh": lambda x: nn.gelu(x, approximate=True),
+  "exact": lambda x: nn.gelu(x, approximate=False),
+  "quick": lambda x: x * nn.sigmoid(1.702 * x),
+}
 
 
 class Mlp(nn.Module):
   """down(gelu(up(x))). Parameters up: [D, F], down: [F, D].
 
-  `gelu` is "tanh" (big_vision, SigLIP, GPT-2) or "exact" (timm, DINO, MAE, DeiT).
+  `gelu` is "tanh" (big_vision, SigLIP, GPT-2), "exact" (timm, DINO, MAE, DeiT) or "quick" (OpenAI's
+  CLIP: x sigmoid(1.702 x)).
   """
 
   mlp_dim: int
@@ -28,6 +33,6 @@ class Mlp(nn.Module):
     width = x.shape[-1]
     x = nn.Dense(self.mlp_dim, name="up", **init)(x)
     x = axes.constrain(x, axes.BATCH, axes.SEQUENCE, axes.TENSOR)
-    x = nn.gelu(x, approximate=GELU[self.gelu])
+    x = GELU[self.gelu](x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     return nn.Dense(width, name="down", **init)(x)

@@ -38,10 +38,11 @@ class PatchEmbed(nn.Module):
   width: int
   patch_size: tuple[int, int]
   dtype: jnp.dtype = jnp.float32
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, image: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, N, D]."""
     grid_of(image.shape[1], image.shape[2], self.patch_size)
     x = patchify(image.astype(self.dtype), self.patch_size)
-    return nn.Dense(self.width, dtype=self.dtype, name="proj")(x)
+    return nn.Dense(self.width, self.use_bias, dtype=self.dtype, name="proj")(x)

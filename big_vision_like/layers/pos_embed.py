@@ -31,10 +31,13 @@ def resample_pos_embed(table: jax.Array, old: Grid, new: Grid) -> jax.Array:
   return rearrange(image, "H W D -> (H W) D").astype(table.dtype)
 
 
-def sincos_2d(grid: Grid, width: int, temperature: float = 10_000.0) -> np.ndarray:
+def sincos_2d(
+  grid: Grid, width: int, temperature: float = 10_000.0, *, endpoint: bool = True
+) -> np.ndarray:
   """Fixed table [H*W, D] (MoCo v3, Sec. 4.2): quarters sin x, cos x, sin y, cos y.
 
-  The slowest frequency is 1 / temperature exactly, as in big_vision; MoCo v3 stops one short of it.
+  With `endpoint` the slowest frequency is 1 / temperature exactly, as in big_vision; without, the
+  D / 4 frequencies stop one short of it, as in MoCo v3 and MAE.
 
   Raises:
     UserError: width is not a multiple of 4.
@@ -42,7 +45,7 @@ def sincos_2d(grid: Grid, width: int, temperature: float = 10_000.0) -> np.ndarr
   if width % 4:
     raise UserError(f"sincos2d needs a width that is a multiple of 4, found {width}")
   y, x = np.mgrid[: grid[0], : grid[1]].astype(np.float64)
-  omega = temperature ** -(np.arange(width // 4) / max(width // 4 - 1, 1))
+  omega = temperature ** -(np.arange(width // 4) / max(width // 4 - endpoint, 1))
   x, y = (p.reshape(-1, 1) * omega for p in (x, y))
   return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
 

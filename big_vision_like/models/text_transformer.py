@@ -24,7 +24,8 @@ class TextTransformer(nn.Module):
   Attributes:
     pool: which token is the text (`argmax`: the highest id), mean, attention pooling, or none.
     causal: tokens look back only.
-    num_classes: size of the output projection, or None.
+    num_classes: size of the output projection, or None; `head_bias`: whether it has a bias.
+    eps: of every LayerNorm.
   """
 
   width: int
@@ -36,7 +37,9 @@ class TextTransformer(nn.Module):
   pool: str = "last"
   causal: bool = False
   num_classes: int | None = None
+  head_bias: bool = True
   gelu: str = "tanh"
+  eps: float = 1e-6
   dropout: float = 0.0
   scan: bool = True
   remat: str = "none"
@@ -70,6 +73,7 @@ class TextTransformer(nn.Module):
       self.scan,
       self.remat,
       dtype,
+      self.eps,
       name="encoder",
     )(x, causal=self.causal, train=train)
     out = {"tokens": x}
@@ -83,11 +87,11 @@ class TextTransformer(nn.Module):
     elif self.pool == "argmax":
       x = x[jnp.arange(x.shape[0]), jnp.argmax(tokens, axis=1)]
     elif self.pool == "map":
-      x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, name="pool")(x)
+      x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, self.eps, name="pool")(x)
     if self.pool != "none":
       x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
-      x = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+      x = nn.Dense(self.num_classes, self.head_bias, dtype=dtype, name="head")(x)
       x = out["logits"] = axes.constrain_batch(x)
     return x, out
 

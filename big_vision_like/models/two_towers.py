@@ -1,8 +1,8 @@
 """Two towers into one space, with a learned temperature and bias (SigLIP, CLIP and kin)."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -43,6 +43,46 @@ class TwoTowers(nn.Module):
     if self.bias_init is not None:
       out["logit_bias"] = self.param("logit_bias", constant(self.bias_init), ())
     return *embeddings, out
+
+
+class Functions(NamedTuple):
+  """What every method with two towers does with them, `(params, aux, batch, rng)` each.
+
+  Attributes:
+    init: `(rng, batch) -> params, aux`, with an empty aux.
+    represent: training embeddings, {"image": [B, E], "text": [B, E]}.
+    embed: the same without dropout, and the intermediates.
+    predict: image_embed and text_embed [B, E], l2-normalised, and features, all intermediates.
+  """
+
+  init: Callable[..., tuple[Any, dict]]
+  represent: Callable[..., dict[str, jax.Array]]
+  embed: Callable[..., tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+  predict: dict[str, Callable[..., Any]]
+
+
+def functions(model: TwoTowers) -> Functions:
+  """The pure functions of `model` that SigLIP and CLIP share; batches have `image` and `text`."""
+
+  def towers(params, batch, **kwargs):
+    return model.apply({"params": params}, batch.get("image"), batch.get("text"), **kwargs)
+
+  def init(rng, batch):
+    return model.init(rng, batch["image"], batch["text"])["params"], {}
+
+  def represent(params, aux, batch, rng):
+    image, text, _ = towers(params, batch, train=True, rngs={"dropout": rng})
+    return {"image": image, "text": text}
+
+  def embed(params, aux, batch, rng=None):
+    return towers(params, batch)
+
+  predict = {
+    "image_embed": lambda p, aux, batch, rng=None: towers(p, {"image": batch["image"]})[0],
+    "text_embed": lambda p, aux, batch, rng=None: towers(p, {"text": batch["text"]})[1],
+    "features": lambda p, aux, batch, rng=None: towers(p, batch)[2],
+  }
+  return Functions(init, represent, embed, predict)
 
 
 def make(cfg: Mapping[str, Any]) -> TwoTowers:

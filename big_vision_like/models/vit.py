@@ -27,7 +27,7 @@ SIZES = {  # width, depth, mlp_dim, num_heads
   "G": (1664, 48, 8192, 16),
 }
 POOLS = ("cls", "gap", "map", "none")
-POSITIONS = ("learn", "sincos2d", "rope", "none")
+POSITIONS = ("learn", "sincos2d", "sincos2d_moco", "rope", "none")
 
 
 class ViT(nn.Module):
@@ -46,9 +46,15 @@ class ViT(nn.Module):
   Attributes:
     image_size: (H, W) the learned table is made for; another input size resamples the table.
     pool: class token, mean over patches, attention pooling, or none (the output is all tokens).
-    pos_embed: learned table, fixed sin-cos, axial rotary, or none; patches only.
+    pos_embed: learned table, fixed sin-cos (sincos2d as in big_vision, sincos2d_moco as in MoCo v3
+      and MAE), axial rotary, or none; patches only.
+    cls_pos: a position of the class token too, parameter `cls_pos` [1, D], as in ViT's paper, DeiT,
+      DINO and CLIP; big_vision has none.
     registers: extra learned tokens (Darcet et al. 2023), left out of pooling.
     num_classes: size of the linear head, or None.
+    pre_norm, patch_bias, head_bias: CLIP's towers have a LayerNorm before the encoder, parameter
+      `pre_norm`, and no biases in the patch embedding and the head.
+    eps: of every LayerNorm.
     scan, remat, dtype: see `layers.transformer.Encoder`; parameters are always float32.
   """
 
@@ -60,9 +66,14 @@ class ViT(nn.Module):
   image_size: tuple[int, int] = (224, 224)
   pool: str = "gap"
   pos_embed: str = "learn"
+  cls_pos: bool = False
   registers: int = 0
   num_classes: int | None = None
+  pre_norm: bool = False
+  patch_bias: bool = True
+  head_bias: bool = True
   gelu: str = "tanh"
+  eps: float = 1e-6
   dropout: float = 0.0
   drop_path: float = 0.0
   scan: bool = True
@@ -71,20 +82,23 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(
-    self, image: jax.Array, *, train: bool = False
+    self, image: jax.Array, *, train: bool = False, keep: jax.Array | None = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """[B, H, W, C] -> ([B, D], or [B, K] with a head, or [B, N, D] without pooling; intermediates).
 
     Intermediates: `tokens` [B, N, D] (patches, after the final norm), `prefix` (class token and
     registers), `pooled` [B, D], `logits` [B, K].
 
+    With `keep` int32 [B, n], only those of the N patches (counted row by row), in that order, and
+    the class token and registers go through the encoder: masked autoencoders, FLIP, I-JEPA.
+
     Raises:
-      UserError: the image is not a multiple of the patch.
+      UserError: the image is not a multiple of the patch; `keep` with rotary positions.
     """
     dtype = jnp.dtype(self.dtype)
     grid = grid_of(image.shape[1], image.shape[2], self.patch_size)
     x = axes.constrain_batch(
-      PatchEmbed(self.width, self.patch_size, dtype, name="patch_embed")(image)
+      PatchEmbed(self.width, self.patch_size, dtype, self.patch_bias, name="patch_embed")(image)
     )
 
     if self.pos_embed == "learn":
@@ -92,12 +106,20 @@ class ViT(nn.Module):
       init = nn.initializers.normal(self.width**-0.5)
       table = self.param("pos_embed", init, (table_grid[0] * table_grid[1], self.width))
       x = x + pos.resample_pos_embed(table, table_grid, grid).astype(dtype)[None]
-    elif self.pos_embed == "sincos2d":
-      x = x + jnp.asarray(pos.sincos_2d(grid, self.width), dtype)[None]
+    elif self.pos_embed in ("sincos2d", "sincos2d_moco"):
+      table = pos.sincos_2d(grid, self.width, endpoint=self.pos_embed == "sincos2d")
+      x = x + jnp.asarray(table, dtype)[None]
+    if keep is not None:
+      if self.pos_embed == "rope":
+        raise UserError("config.model: ViT pos_embed 'rope' cannot leave patches out; use sincos2d")
+      x = axes.constrain_batch(jnp.take_along_axis(x, keep[:, :, None], axis=1))
 
     prefix = []
     if self.pool == "cls":
-      prefix.append(self.param("cls", nn.initializers.zeros, (1, self.width)))
+      cls = self.param("cls", nn.initializers.zeros, (1, self.width))
+      if self.cls_pos:
+        cls += self.param("cls_pos", nn.initializers.normal(self.width**-0.5), (1, self.width))
+      prefix.append(cls)
     if self.registers:
       prefix.append(
         self.param("registers", nn.initializers.normal(0.02), (self.registers, self.width))
@@ -110,6 +132,8 @@ class ViT(nn.Module):
     rope = None
     if self.pos_embed == "rope":
       rope = pos.rope_2d(grid, self.width // self.num_heads, prefix=count)
+    if self.pre_norm:
+      x = nn.LayerNorm(epsilon=self.eps, dtype=dtype, name="pre_norm")(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     x = Encoder(
       self.depth,
@@ -121,6 +145,7 @@ class ViT(nn.Module):
       self.scan,
       self.remat,
       dtype,
+      self.eps,
       name="encoder",
     )(x, rope=rope, train=train)
     first, x = x[:, :count], x[:, count:]
@@ -131,11 +156,11 @@ class ViT(nn.Module):
     elif self.pool == "gap":
       x = jnp.mean(x, axis=1)
     elif self.pool == "map":
-      x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, name="pool")(x)
+      x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, self.eps, name="pool")(x)
     if self.pool != "none":
       x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
-      x = nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
+      x = nn.Dense(self.num_classes, self.head_bias, dtype=dtype, name="head")(x)
       x = out["logits"] = axes.constrain_batch(x)
     return x, out
 
@@ -169,6 +194,8 @@ def make(
     kwargs["image_size"] = (size,) * 2 if isinstance(size, int) else tuple(size)
   model = call(ViT, kwargs, where)
   check(model, where, pool=POOLS, pos_embed=POSITIONS)
+  if model.cls_pos and model.pool != "cls":
+    raise UserError(f"{where} cls_pos needs a class token; pool = {model.pool!r}, expected 'cls'")
   if model.pos_embed == "learn":
     grid_of(*model.image_size, model.patch_size)
   return model

@@ -274,6 +274,21 @@ def test_values_an_op_cannot_take_are_told():
   np.testing.assert_array_equal(ops.build("onehot(3)")({"label": 2}, rng)["label"], [0, 0, 1])
 
 
+def test_random_place_keeps_the_image_whole():
+  op = ops.build("random_place(4, 6, value=9)", "pp")
+  image = np.arange(1, 7, dtype=np.uint8).reshape(2, 3, 1)
+  places = set()
+  for seed in range(200):
+    out = op({"image": image}, np.random.default_rng(seed))["image"]
+    assert out.shape == (4, 6, 1) and out.dtype == np.uint8 and (out == 9).sum() == 18
+    top, left = (x[0] for x in np.nonzero(out[..., 0] == 1))
+    np.testing.assert_array_equal(out[top : top + 2, left : left + 3], image)
+    places.add((int(top), int(left)))
+  assert places == {(y, x) for y in range(3) for x in range(4)}
+  with pytest.raises(ValueError, match="is larger than 2 x 2"):
+    ops.build("random_place(2)", "pp")({"image": image}, np.random.default_rng(0))
+
+
 def test_multi_crop_makes_views():
   op = ops.build("multi_crop(6, 4, num_local=3)", "pp")
   image = np.random.default_rng(0).integers(0, 255, (9, 12, 3)).astype(np.uint8)

@@ -40,6 +40,8 @@ def test_sincos_2d():
   np.testing.assert_array_equal(table[:, :, 2:], np.broadcast_to(table[:, :1, 2:], (3, 5, 2, 4)))
   np.testing.assert_allclose(table[2, 3, 0], np.sin(3 * 1e4 ** -(np.arange(4) / 3)), rtol=1e-6)
   np.testing.assert_allclose(table[2, 3, 3], np.cos(2 * 1e4 ** -(np.arange(4) / 3)), rtol=1e-6)
+  table = sincos_2d((3, 5), 16, endpoint=False).reshape(3, 5, 4, 4)  # as in MoCo v3
+  np.testing.assert_allclose(table[2, 3, 0], np.sin(3 * 1e4 ** -(np.arange(4) / 4)), rtol=1e-6)
   with pytest.raises(UserError, match="multiple of 4, found 18"):
     sincos_2d((2, 2), 18)
 

@@ -87,7 +87,8 @@ def test_another_resolution_resamples_the_learned_table():
 
 
 @pytest.mark.parametrize(
-  "pos_embed, moves", [("learn", 1), ("sincos2d", 1), ("rope", 1), ("none", 0)]
+  "pos_embed, moves",
+  [("learn", 1), ("sincos2d", 1), ("sincos2d_moco", 1), ("rope", 1), ("none", 0)],
 )
 def test_positions_are_seen(pos_embed, moves):
   """Swapping two patches changes the mean over patches, except without positions."""
@@ -99,6 +100,41 @@ def test_positions_are_seen(pos_embed, moves):
   change = np.abs(apply(swapped) - apply(IMAGE)).max()
   assert change > 1e-3 if moves else change < 1e-5
   assert ("pos_embed" in params) == (pos_embed == "learn")
+
+
+KEEP = np.array([[4, 0, 3], [1, 5, 2]], np.int32)
+
+
+@pytest.mark.parametrize("pos_embed", ["learn", "sincos2d_moco"])
+def test_keep_of_every_patch_is_the_whole_image_in_another_order(pos_embed):
+  model = tiny(pos_embed=pos_embed, pool="cls", registers=2)
+  params = init(model)
+  order = np.stack([np.random.default_rng(i).permutation(6) for i in range(2)]).astype(np.int32)
+  pooled, out = jax.jit(model.apply)({"params": params}, IMAGE)
+  kept_pooled, kept = jax.jit(model.apply)({"params": params}, IMAGE, keep=order)
+  tokens = np.take_along_axis(np.asarray(out["tokens"]), order[:, :, None], axis=1)
+  np.testing.assert_allclose(kept["tokens"], tokens, atol=1e-5)
+  np.testing.assert_allclose(kept_pooled, pooled, atol=1e-5)
+  np.testing.assert_allclose(kept["prefix"], out["prefix"], atol=1e-5)
+
+
+def test_patches_that_are_not_kept_are_not_seen():
+  model = tiny(pool="cls")
+  apply = jax.jit(lambda x: model.apply({"params": params}, x, keep=KEEP)[1])
+  params = init(model)
+  out = apply(IMAGE)
+  assert out["tokens"].shape == (2, 3, 32) and out["prefix"].shape == (2, 1, 32)
+  other = IMAGE.copy()
+  other[0, :8, 8:] = 7.0  # patches 1 and 2 of the first example
+  jax.tree.map(np.testing.assert_array_equal, apply(other), out)
+  other[1, 8:, 16:] = 7.0  # patch 5 of the second
+  changed = np.abs(np.asarray(apply(other)["tokens"] - out["tokens"])).max(axis=(1, 2))
+  assert changed[0] == 0 and changed[1] > 1e-3
+
+
+def test_keep_does_not_go_with_rope():
+  with pytest.raises(UserError, match="'rope' cannot leave patches out; use sincos2d"):
+    jax.eval_shape(tiny(pos_embed="rope").init, jax.random.key(0), IMAGE, keep=KEEP)
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters():

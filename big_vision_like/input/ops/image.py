@@ -220,6 +220,21 @@ def pad(height: int, width: int | None = None, value: int = 0):
   return _op(run)
 
 
+def random_place(height: int, width: int | None = None, value: int = 0):
+  """Pastes the image, whole, at a random place of a height x width canvas of `value`."""
+  h, w = _size("random_place", height, width)
+
+  def run(x, rng):
+    free = (h - x.shape[0], w - x.shape[1])
+    if min(free) < 0:
+      raise ValueError(f"image {x.shape} is larger than {h} x {w}")
+    top, left = (int(rng.integers(f + 1)) for f in free)
+    sides = ((top, free[0] - top), (left, free[1] - left), (0, 0))
+    return np.pad(x, sides, constant_values=value)
+
+  return _op(run)
+
+
 def to_rgb():
   """One channel -> three; three stay."""
   return _op(lambda x, rng: np.repeat(x, 3, -1) if x.shape[-1] == 1 else x)

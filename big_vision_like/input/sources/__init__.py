@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from big_vision_like.config import UserError, call, parse_spec, unknown
-from big_vision_like.input.sources import digits, files, glyphs, tables
+from big_vision_like.input.sources import digits, files, glyphs, idx, nothing, solids, tables
 
-MODULES = (digits, files, glyphs, tables)
+MODULES = (digits, files, glyphs, idx, nothing, solids, tables)
 
 
 class Source(Protocol):
