@@ -10,7 +10,17 @@ any prepared TFDS set with `image` and `text`.
 Command: python -m big_vision_like.train --config configs/coca.py --workdir DIR
 Score: not yet run (needs a pod).
 
-smoke: SMOKE
+smoke: glyphs of the DejaVu fonts and their Unicode names. Retrieval among 2,057 names in a font
+never trained on must beat its random initialisation (0.1 %); at best 95 % is possible, because some
+letters look alike. Captions of 210 characters never trained on must beat the nearest training
+image's caption, which cannot match exactly (0 %) but has a token F1 of 65.5 %.
+Command: python -m big_vision_like.train --config configs/coca.py:smoke --workdir DIR
+Score (seed 0, with --config.optim.eps=1e-8): R@1 38.0 % image to text and 38.1 % text to image
+(R@10 88.6 and 89.1 %); captions exact 10.0 %, token F1 65.9 %: on par with the nearest neighbour in
+F1. With the setting below and alone on two cores: not yet run.
+
+`smoke,data=FOLDER`: emoji and their names (pairs.tsv, twemoji72.zip, openmoji72.zip, noto72.zip in
+FOLDER), tested on the drawings of Noto, a style never trained on. Score: not yet run.
 """
 
 from configs import common
@@ -94,16 +104,16 @@ def small(c, *, image_size, patch_size, vocab_size, max_len):
 
 def smoke(c):
   """Glyphs and their names: minutes on two CPU cores, fonts that ship with matplotlib."""
-  scripts = "latin,greek,cyrillic,braille,box"
-  source = lambda split, more="": f"glyphs(split='{split}', size=36, scripts='{scripts}'{more})"
-  tokens = f"tokenize(14, model={'train:' + source('train')!r}, vocab_size=512)"
-  image = "central_crop(32)|value_range(-1, 1)"
+  scripts = "latin,greek,cyrillic,armenian,braille,box,arrows"
+  source = lambda split, more="": f"glyphs(split='{split}', scripts='{scripts}'{more})"
+  tokens = f"tokenize(16, model={'train:' + source('train')!r}, vocab_size=512)"
+  image = "value_range(-1, 1)"
   c.total_steps = 1000
-  small(c, image_size=32, patch_size=8, vocab_size=512, max_len=14)
+  small(c, image_size=32, patch_size=8, vocab_size=512, max_len=16)
   c.input = dict(
     source=source("train"),
-    pp=f"random_crop(32)|value_range(-1, 1)|{tokens}|keep(image, text)",
-    spec=dict(image="float32(32, 32, 1)", text="int32(14)"),
+    pp=f"{image}|{tokens}|keep(image, text)",
+    spec=dict(image="float32(32, 32, 1)", text="int32(16)"),
     batch_size=128,
   )
   c.checkpoint.every_steps = 500
@@ -140,9 +150,9 @@ def emoji(c, folder):
 
 def evaluate(c, image, tokens, train, retrieval, caption):
   """Retrieval by name, and captions beside the nearest training image's."""
-  common = dict(every_steps=c.total_steps, initial=True, batch_size=256)
+  often = dict(every_steps=c.total_steps, initial=True, batch_size=256)
   c.evals["retrieval"] = dict(
-    type="retrieval", source=retrieval, pp=f"{image}|{tokens}|keep(image, text)", **common
+    type="retrieval", source=retrieval, pp=f"{image}|{tokens}|keep(image, text)", **often
   )
   c.evals["caption"] = dict(
     type="caption",
@@ -150,5 +160,5 @@ def evaluate(c, image, tokens, train, retrieval, caption):
     source_train=train,
     pp=f"{image}|lower|keep(image, text)",
     tokenizer=tokens,
-    **common,
+    **often,
   )
