@@ -12,15 +12,16 @@ the gradient (1e-3 here, where the decay does not go through the momentum of 0.9
 Command: python -m big_vision_like.train --config configs/classify.py --workdir DIR
 Score: not yet run (needs a pod); published with RandAugment: 76.5 % top 1.
 
+`smoke,variant=resnet18,data=FOLDER` is a small ResNet on MNIST, FOLDER with the test files
+t10k-*-ubyte.gz: 8,000 images for training, 2,000 held out; nearest neighbour in pixels 96.75 %,
+untrained 5.1 %. With milder crops (area 0.8 to 1, ratio 0.9 to 1.1) and a decay of 0.1 it scored
+99.25 % (seed 0); with those below not yet run.
+
 smoke: scikit-learn's digits, a fixed fifth of each class held out. It must beat the nearest
 neighbour in pixels, which the evaluator measures too.
 Command: python -m big_vision_like.train --config configs/classify.py:smoke --workdir DIR
-Score (seed 0): 98.9 % of 364 held-out scans; nearest neighbour in pixels 98.6 %, untrained 9.9 %.
+Score (seed 0): 99.2 % of 364 held-out scans; nearest neighbour in pixels 98.6 %, untrained 9.3 %.
 One example is 0.3 %.
-
-`smoke,variant=resnet18,data=FOLDER` is a small ResNet on MNIST, FOLDER with the test files
-t10k-*-ubyte.gz: 8,000 images for training, 2,000 held out.
-Score (seed 0): 99.25 %; nearest neighbour in pixels 96.75 %, untrained 5.1 %.
 """
 
 from configs import common
@@ -96,7 +97,7 @@ def smoke(c, arg):
     train, test, size = f"idx({files}, stop=8000)", f"idx({files}, start=8000)", 28
   else:
     train, test, size = "digits(split='train')", "digits(split='test')", 8
-  c.total_steps = 1500
+  c.total_steps = 1800
   if arg.variant.startswith("resnet"):
     c.total_steps = 800
     stem = "imagenet" if size > 16 else "small"
@@ -106,21 +107,21 @@ def smoke(c, arg):
       name="vit",
       width=64,
       depth=3,
-      mlp_dim=128,
+      mlp_dim=256,
       num_heads=4,
       patch_size=(size // 4, size // 4),
       pool="gap",
       pos_embed="learn",
       image_size=(size, size),
       scan=False,
-      drop_path=0.0,
+      drop_path=0.1,
     )
   c.model.update(num_classes=10, dtype="float32")
   pixels = "value_range(-1, 1)|keep(image, label)"
   c.augment = "mixup(0.2, classes=10)"
   c.input = dict(
     source=train,
-    pp=f"random_resized_crop({size}, area=(0.6, 1.0), ratio=(0.8, 1.25))|{pixels}",
+    pp=f"random_resized_crop({size}, area=(0.5, 1.0), ratio=(0.75, 1.33))|{pixels}",
     spec=dict(image=f"float32({size}, {size}, 1)", label="int32()"),
     batch_size=128,
   )
@@ -132,7 +133,7 @@ def smoke(c, arg):
     schedule=dict(name="cosine", warmup_steps=100),
   )
   c.checkpoint.every_steps = c.total_steps
-  held_out = dict(source=test, pp=pixels, batch_size=256, every_steps=500)
+  held_out = dict(source=test, pp=pixels, batch_size=256, every_steps=600)
   c.evals.test = dict(type="accuracy", source_train=train, initial=True, **held_out)
   c.evals.test_loss = dict(type="loss", **held_out)
   return c
