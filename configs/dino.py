@@ -8,9 +8,15 @@ K = 65,536, BYOL's colour augmentation. 100 epochs of ImageNet-1k by default, `e
 Command: python -m big_vision_like.train --config configs/dino.py --workdir DIR
 Score: not yet run (needs a pod).
 
-smoke: scikit-learn's digits, SMOKE
+smoke: scikit-learn's digits at 12 px with 2 local crops of 8 px, a ResNet of three blocks (the paper
+trains ResNet-50 too; a ViT this small did not learn in the time). The score is kNN on held-out
+digits, all of them randomly cropped to 40-100 % of their area, and on whole ones: it must beat its
+random initialisation (36.0 % and 64.3 %) by 10 points on both without a collapse: teacher entropy
+far from 0 and from log K = 5.55, effective rank above the untrained 13.7. It does not reach kNN on
+pixels (81.3 % and 97.8 %).
 Command: python -m big_vision_like.train --config configs/dino.py:smoke --workdir DIR
-Score (seed 0): SCORE
+Score (seed 0, CPU, step 375 of 1,500; the end is not yet measured): kNN 48.6 % on cropped digits,
+82.4 % on whole ones; rank 33.8 of 64, spread 0.46, teacher entropy 2.82.
 """
 
 from configs import common
