@@ -8,8 +8,8 @@ K = 65,536, BYOL's colour augmentation. 100 epochs of ImageNet-1k by default, `e
 Command: python -m big_vision_like.train --config configs/dino.py --workdir DIR
 Score: not yet run (needs a pod).
 
-smoke: scikit-learn's digits at 12 px with 2 local crops of 8 px, a ResNet of three blocks (the paper
-trains ResNet-50 too; a ViT this small did not learn in the time). The score is kNN on held-out
+smoke: scikit-learn's digits at 12 px with 2 local crops of 8 px, a ResNet of three blocks (the
+paper trains ResNet-50 too; a small ViT did not learn in the time). The score is kNN on held-out
 digits, all of them randomly cropped to 40-100 % of their area, and on whole ones: it must beat its
 random initialisation (36.0 % and 64.3 %) by 10 points on both without a collapse: teacher entropy
 far from 0 and from log K = 5.55, effective rank above the untrained 13.7. It does not reach kNN on
