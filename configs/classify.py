@@ -12,10 +12,15 @@ the gradient (1e-3 here, where the decay does not go through the momentum of 0.9
 Command: python -m big_vision_like.train --config configs/classify.py --workdir DIR
 Score: not yet run (needs a pod); published with RandAugment: 76.5 % top 1.
 
-smoke: scikit-learn's digits, a fixed fifth of each class held out; `data=DIR` takes MNIST's test
-files from a folder instead (8,000 for training, 2,000 held out). It must beat the nearest neighbour
-in pixels, which the evaluator measures too.
+smoke: scikit-learn's digits, a fixed fifth of each class held out. It must beat the nearest
+neighbour in pixels, which the evaluator measures too.
 Command: python -m big_vision_like.train --config configs/classify.py:smoke --workdir DIR
+Score (seed 0): 98.9 % of 364 held-out scans; nearest neighbour in pixels 98.6 %, untrained 9.9 %.
+One example is 0.3 %.
+
+`smoke,variant=resnet18,data=FOLDER` is a small ResNet on MNIST, FOLDER with the test files
+t10k-*-ubyte.gz: 8,000 images for training, 2,000 held out.
+Score (seed 0): 99.25 %; nearest neighbour in pixels 96.75 %, untrained 5.1 %.
 """
 
 from configs import common
@@ -108,20 +113,21 @@ def smoke(c, arg):
       pos_embed="learn",
       image_size=(size, size),
       scan=False,
+      drop_path=0.0,
     )
   c.model.update(num_classes=10, dtype="float32")
   pixels = "value_range(-1, 1)|keep(image, label)"
   c.augment = "mixup(0.2, classes=10)"
   c.input = dict(
     source=train,
-    pp=f"random_resized_crop({size}, area=(0.8, 1.0), ratio=(0.9, 1.1))|{pixels}",
+    pp=f"random_resized_crop({size}, area=(0.6, 1.0), ratio=(0.8, 1.25))|{pixels}",
     spec=dict(image=f"float32({size}, {size}, 1)", label="int32()"),
     batch_size=128,
   )
   c.optim = dict(
     name="adamw",
     lr=2e-3,
-    weight_decay=0.1,
+    weight_decay=0.3,
     clip_norm=1.0,
     schedule=dict(name="cosine", warmup_steps=100),
   )

@@ -15,9 +15,10 @@ Score: not yet run (needs a pod).
 
 smoke: as configs/siglip.py:smoke, two real digits side by side and captions such as "three left of
 seven"; 20 of the 100 ordered pairs and a fixed fifth of the scans are never trained on. To beat:
-the random initialisation (about 1 %); to reach: 90 % on seen and 80 % on never-trained pairs.
+the random initialisation (about 1 %); to reach: 95 % on seen and 90 % on never-trained pairs.
 Command: python -m big_vision_like.train --config configs/clip.py:smoke --workdir DIR
-Score: not yet run.
+Score (seed 0): 100-way zero-shot accuracy on held-out scans 98.1 % for seen pairs, 98.2 % for
+never-trained pairs (untrained: 1.3 % and 0.0 %); 208 s on a busy pair of CPU cores.
 """
 
 from configs import common

@@ -12,11 +12,13 @@ Command: python -m big_vision_like.train --config configs/context_encoder.py --w
 Score: not yet run (needs a pod).
 
 smoke: two real digits side by side, the inner 8 of 16 columns hidden: the right half of the left
-digit and the left half of the right one. It must beat the fill by the mean of what is visible and
-by the mean image in squared error; `lambda_adv=0` is the same run without the adversary, a lower
-error and a blurrier fill (`sharpness`: edges of the fill over edges of the real image).
+digit and the left half of the right one. It must beat, in squared error on held-out scans, the fill
+by the mean of what is visible and the mean image. lambda_adv is 0.05 here; `lambda_adv=0` is the
+same run without the adversary, to be expected lower in error and lower in `sharpness` (edges of the
+fill over edges of the real image, 1 is as sharp).
 Command: python -m big_vision_like.train --config configs/context_encoder.py:smoke --workdir DIR
-Score: not yet run.
+Score (seed 0): squared error 0.149, sharpness 0.87; without the adversary 0.137 and 0.79; mean fill
+0.592, mean image 0.292, random initialisation 0.721.
 """
 
 from configs import common

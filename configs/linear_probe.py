@@ -17,6 +17,8 @@ smoke: scikit-learn's digits and the ViT of classify.py:smoke, untrained unless 
 otherwise. The best head must come within 1 % of scikit-learn's logistic regression on the same
 features, which the evaluator `probe` fits, on pixels too.
 Command: python -m big_vision_like.train --config configs/linear_probe.py:smoke --workdir DIR
+Score (seed 0): 81.9 % by the best rate, scikit-learn 82.4 % (364 held-out scans), untrained heads
+11.5 %; scikit-learn on pixels 97.8 %. With `backbone=` a run of classify.py:smoke: 98.6 % both.
 """
 
 from configs import common

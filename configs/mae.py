@@ -23,7 +23,8 @@ mean image. (Where digits are centred, pixels alone reach 98 %: nothing to be se
 Command: python -m big_vision_like.train --config configs/mae.py:smoke --workdir DIR
 Score (seed 0): linear probe 64.0 %, pixels 29.7 %, random initialisation 45.9 % (364 scans, so
 +-2.5); squared error of hidden pixels 0.114, mean image 0.261, mean of the visible pixels 0.354,
-random initialisation 0.836.
+random initialisation 0.836. With `data=`, after 750 of the 1,500 steps (the rest not yet run):
+probe 85.7 %, pixels 76.5 %, random initialisation 60.2 %; hidden pixels 0.154, mean image 0.231.
 """
 
 from configs import common

@@ -16,6 +16,7 @@ from big_vision_like.config import UserError, wrap
 from big_vision_like.interop import files
 from big_vision_like.losses import distillation
 from big_vision_like.method import Method, joined
+from configs import classify
 from tests import tiny
 from tools import export
 
@@ -124,9 +125,6 @@ TARGETS = {"siglip": ("image/.*(query|value)/kernel",), "toy": ("blocks/kernel",
 HEAD = {"siglip": ("text/head/.*", "logit_.*"), "toy": ("head/.*",)}
 
 
-# -------------------------------------------------------------------------------------------- ema
-
-
 @pytest.mark.parametrize("warmup", [True, False])
 def test_ema_is_the_recurrence_and_predictions_use_it(name, warmup):
   plain, (params, _) = method_of(name), init_of(name)
@@ -148,9 +146,6 @@ def test_ema_is_the_recurrence_and_predictions_use_it(name, warmup):
   assert np.abs(embed_of(method, now, aux) - embed_of(plain, now, aux["method"])).max() > 1e-3
   close(method.merge(now, aux), aux["ema"], rtol=0)
   close(loss_of(method, now, aux), loss_of(plain, now, aux["method"]))  # the weights themselves
-
-
-# ------------------------------------------------------------------------------------ lora, freeze
 
 
 def test_lora_starts_at_the_base_and_equals_its_merge(name):
@@ -245,9 +240,6 @@ def test_freeze_mistakes(patterns, message):
     train.build(tiny.config(freeze=patterns), num_examples=100)
 
 
-# -------------------------------------------------------------------------------------- grad_cache
-
-
 def by_micro_batch(method, k):
   """The loss that GradCache takes the gradient of, written down in one piece."""
   represent, compare = method.split
@@ -305,9 +297,6 @@ def test_grad_cache_mistakes():
     transforms.grad_cache(transforms.sam(toy()), 2)
 
 
-# --------------------------------------------------------------------------------------------- sam
-
-
 def test_sam_is_the_gradient_uphill(name):
   plain, (params, aux) = method_of(name), init_of(name)
   method = transforms.sam(plain, rho=0.2)
@@ -329,9 +318,6 @@ def test_sam_of_a_quadratic():
   (value, _), got = method.grad(jnp.ones(2), {}, {}, KEY, 0)
   np.testing.assert_allclose(value, 3.5)
   np.testing.assert_allclose(got, [3 * (1 + 0.5 * 3 / 5), 4 * (1 + 0.5 * 4 / 5)], rtol=1e-6)
-
-
-# ------------------------------------------------------------------------------------------ distil
 
 
 def test_distances_by_hand():
@@ -384,9 +370,6 @@ def test_distil_mistakes():
     train.build(tiny.config(distil=dict(workdir="no/such", weight=1.0)), num_examples=100)
 
 
-# ------------------------------------------------------------------------------------- composition
-
-
 def test_augment_changes_the_loss_and_not_the_predictions():
   plain, loud = (
     train.build(small(**kw), num_examples=100)
@@ -432,6 +415,32 @@ def test_composed_on_the_toy():
     total = optax.tree.add_scale(total, 0.5, of(up, *part))
   close(new.params, jax.tree.map(lambda w, d: w - 0.5 * d, kept.params, total), atol=1e-5)
   close(new.aux["ema"], jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, kept.params, new.params))
+
+
+def test_composed_on_a_classifier_with_batch_statistics():
+  """lora, sam, ema and mixup at once: it learns, and keeps the shapes of its state."""
+  c = classify.get_config("smoke,variant=resnet18").to_dict()
+  c["model"] |= dict(stages=(1,), width=8)
+  c |= {
+    "lora": dict(rank=2, alpha=8.0, targets=("head/kernel",), train=(".*(scale|bias)",)),
+    "sam": 0.05,
+    "ema": 0.9,
+  }
+  method = compose.make_method(wrap(c))
+  feed = {k: v for k, v in batch().items() if k != "text"}
+  tx = optax.adam(0.05)
+  params, aux = jax.jit(method.init)(jax.random.key(0), feed)
+  state = state_lib.State(params, aux, tx.init(params), jnp.int32(0))
+  shape = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  train_step, losses = step.make_train_step(method, tx, seed=0), []
+  for _ in range(8):
+    state, measured = train_step(state, feed)
+    losses.append(float(measured["loss"]))
+  assert losses[-1] < 0.8 * losses[0]
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shape
+  names = tree.flatten(state.params)
+  assert "head/kernel/a" in names and not any(n.endswith("kernel") for n in names)
+  assert any(n.startswith("method/method/stats/batch_stats/") for n in tree.flatten(state.aux))
 
 
 def test_lora_and_distillation_from_a_saved_run(tmp_path: pathlib.Path):

@@ -12,13 +12,10 @@ def token_nll(logits: Float[Array, "*B L V"], targets: Int[Array, "*B L"]) -> Fl
   return jax.nn.logsumexp(logits, axis=-1) - right
 
 
-def caption_loss(
-  logits: Float[Array, "B L V"], targets: Int[Array, "B L"], mask: Bool[Array, "B L"]
-) -> Float[Array, ""]:
-  """-sum_t log P(y_t | y_<t, x), CoCa (arXiv:2205.01917) Eq. 3, over the tokens of the batch.
+def mean_over_tokens(x: Float[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, ""]:
+  """The mean of `x` where `mask` is True; what is False (padding) does not count.
 
-  Divided by the number of tokens where `mask` is True, so that long captions do not outweigh the
-  other loss; what is False (padding) does not count.
+  Of `token_nll` it is -sum_t log P(y_t | y_<t, x), CoCa (arXiv:2205.01917) Eq. 3, divided by the
+  number of tokens in the batch, so that long captions do not outweigh the other loss.
   """
-  nll = token_nll(logits, targets)
-  return jnp.sum(jnp.where(mask, nll, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+  return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)

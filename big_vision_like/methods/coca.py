@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from big_vision_like.config import Config
 from big_vision_like.generation import autoregressive
 from big_vision_like.losses import captioning, contrastive
-from big_vision_like.method import Aux, Batch, Method, Metrics, Params
+from big_vision_like.method import Aux, Batch, Method, Metrics, Params, joined
 from big_vision_like.models import coca
 
 
@@ -30,25 +30,29 @@ def make(config: Config) -> Method:
   def init(rng: jax.Array, batch: Batch) -> tuple[Params, Aux]:
     return model.init(rng, batch["image"], batch["text"])["params"], {}
 
-  def loss(
-    params: Params, aux: Aux, batch: Batch, rng: jax.Array, step: jax.Array
-  ) -> tuple[jax.Array, tuple[Aux, Metrics]]:
-    del step
+  def represent(params: Params, aux: Aux, batch: Batch, rng: jax.Array) -> dict[str, jax.Array]:
     text = batch["text"]
     logits, out = model.apply(
       {"params": params}, batch["image"], text, train=True, rngs={"dropout": rng}
     )
-    con = contrastive.softmax_loss(
-      out["image/embed"], out["text/embed"], out["logit_scale"], impl=impl
-    )
-    real = text != model.pad_id
-    cap = captioning.caption_loss(logits, text, real)
-    right = jnp.sum((jnp.argmax(logits, axis=-1) == text) & real) / jnp.maximum(jnp.sum(real), 1)
+    return {
+      "image": out["image/embed"],
+      "text": out["text/embed"],
+      "nll": captioning.token_nll(logits, text),
+      "right": (jnp.argmax(logits, axis=-1) == text).astype(jnp.float32),
+    }
+
+  def compare(
+    params: Params, aux: Aux, z: Params, batch: Batch, rng: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, tuple[Aux, Metrics]]:
+    scale, real = params["logit_scale"], batch["text"] != model.pad_id
+    con = contrastive.softmax_loss(z["image"], z["text"], scale, impl=impl)
+    cap = captioning.mean_over_tokens(z["nll"], real)
     metrics = {
       "contrastive": con,
       "caption": cap,
-      "token_accuracy": right,
-      "temperature": jnp.exp(-out["logit_scale"]),  # sigma
+      "token_accuracy": captioning.mean_over_tokens(z["right"], real),
+      "temperature": jnp.exp(-scale),  # sigma
     }
     return weight_con * con + weight_cap * cap, (aux, metrics)
 
@@ -120,7 +124,7 @@ def make(config: Config) -> Method:
 
   return Method(
     init=init,
-    loss=loss,
+    loss=joined(represent, compare),
     predict={
       "image_embed": image_embed,
       "text_embed": text_embed,
@@ -128,4 +132,5 @@ def make(config: Config) -> Method:
       "loss_per_example": loss_per_example,
       "features": features,
     },
+    split=(represent, compare),
   )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_vision_like import tree
+from big_vision_like import transforms, tree
 from big_vision_like.config import UserError, wrap
 from big_vision_like.losses import captioning
 from big_vision_like.methods import coca
@@ -80,11 +80,21 @@ def test_gradient_of_the_caption_loss():
   """d/dlogits = (softmax - onehot) / tokens where a token counts, else nothing."""
   logits, targets = rng.normal(size=(2, 3, 5)), rng.integers(0, 5, (2, 3))
   mask = np.array([[True, True, False], [True, False, False]])
-  grad = jax.grad(captioning.caption_loss)(
-    jnp.asarray(logits, jnp.float32), jnp.asarray(targets), jnp.asarray(mask)
-  )
+  tokens, real = jnp.asarray(targets), jnp.asarray(mask)
+  loss = lambda z: captioning.mean_over_tokens(captioning.token_nll(z, tokens), real)
+  grad = jax.grad(loss)(jnp.asarray(logits, jnp.float32))
   want = (np.exp(log_softmax(logits)) - np.eye(5)[targets]) * mask[..., None] / 3
   np.testing.assert_allclose(grad, want, atol=1e-6)
+
+
+def test_grad_cache_equals_the_whole_batch(run):
+  """Also of captions of unequal length: the mean is over the tokens of the whole batch."""
+  method, params, batch, _ = run
+  rest = ({}, batch, jax.random.key(0), 0)
+  want = jax.jit(jax.value_and_grad(method.loss, has_aux=True))(params, *rest)
+  got = jax.jit(transforms.grad_cache(method, 3).grad)(params, *rest)
+  compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  jax.tree.map(compare, got, want)
 
 
 def test_padding_does_not_matter(run):
