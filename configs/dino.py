@@ -8,9 +8,15 @@ K = 65,536, BYOL's colour augmentation. 100 epochs of ImageNet-1k by default, `e
 Command: python -m big_vision_like.train --config configs/dino.py --workdir DIR
 Score: not yet run (needs a pod).
 
-smoke: scikit-learn's digits, SMOKE
+smoke: scikit-learn's digits at 12 px with 2 local crops of 8 px, a ResNet of three blocks (the
+paper trains ResNet-50 too; a small ViT did not learn in the time). The score is kNN on held-out
+digits, all of them randomly cropped to 40-100 % of their area, and on whole ones: it must beat its
+random initialisation (36.0 % and 64.3 %) by 10 points on both without a collapse: teacher entropy
+far from 0 and from log K = 5.55, effective rank above the untrained 13.7. It does not reach kNN on
+pixels (81.3 % and 97.8 %).
 Command: python -m big_vision_like.train --config configs/dino.py:smoke --workdir DIR
-Score (seed 0): SCORE
+Score (seed 0, CPU, step 375 of 1,500; the end is not yet measured): kNN 48.6 % on cropped digits,
+82.4 % on whole ones; rank 33.8 of 64, spread 0.46, teacher entropy 2.82.
 """
 
 from configs import common
@@ -103,50 +109,35 @@ def get_config(arg=None):
 def smoke(c):
   """Minutes on two CPU cores, data that ships with scikit-learn."""
   c.total_steps = 1500
-  c.model = dict(
-    name="vit",
-    width=64,
-    depth=3,
-    mlp_dim=256,
-    num_heads=4,
-    patch_size=(4, 4),
-    image_size=(16, 16),
-    pool="cls",
-    pos_embed="learn",
-    scan=False,
-    dtype="float32",
-  )
+  c.model = dict(name="resnet", bottleneck=False, stages=(1, 1, 1), width=16, stem="small")
   c.head = dict(prototypes=256, hidden=128, bottleneck=32, init_std=0.1)
   c.loss = dict(
     student_temp=0.1,
-    teacher_temp=0.07,
+    teacher_temp=0.04,
     teacher_temp_start=0.04,
-    teacher_temp_warmup_percent=30.0,
     center_momentum=0.9,
-    teacher_momentum=0.99,
+    teacher_momentum=0.98,
     freeze_last_percent=2.0,
   )
   c.input = dict(
     source="digits(split='train')",
     pp=(
-      "multi_crop(16, 8, num_local=4, global_area=(0.4, 1.0), local_area=(0.15, 0.4), flip=False)"
+      "multi_crop(12, 8, num_local=2, global_area=(0.4, 1.0), local_area=(0.25, 0.5), flip=False)"
       "|value_range(0, 1, key='global')|value_range(0, 1, key='local')|keep('global', 'local')"
     ),
-    spec={"global": "float32(2, 16, 16, 1)", "local": "float32(4, 8, 8, 1)"},
-    batch_size=128,
+    spec={"global": "float32(2, 12, 12, 1)", "local": "float32(2, 8, 8, 1)"},
+    batch_size=64,
   )
   c.optim = dict(
     name="adamw",
-    lr=1e-3,
+    lr=2e-3,
     weight_decay=0.04,
     weight_decay_end=0.4,
     schedule=dict(name="cosine", warmup_percent=10.0),
   )
   c.checkpoint.every_steps = 1500
-  for name, op in (
-    ("knn", "random_resized_crop(16, area=(0.4, 1.0))"),
-    ("knn_whole", "resize(16)"),
-  ):
+  crop = "random_resized_crop(12, area=(0.4, 1.0), method='bicubic')"
+  for name, op in (("knn", crop), ("knn_whole", "resize(12, method='bicubic')")):
     c.evals[name] = dict(
       type="knn",
       initial=True,

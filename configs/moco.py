@@ -3,15 +3,19 @@
 `version=v1` is arXiv:1911.05722 (linear head, T 0.07, weaker augmentation; the rate falls by a
 cosine here, in two steps there), `version=v3` arXiv:2104.02057: ViT-B/16, no queue, batch 4,096,
 300 epochs, AdamW, a fixed random patch projection. Batch statistics in v1 and v2 are those of
-groups of 32 examples, as on the papers' 8 GPUs. Linear accuracy on ImageNet-1k in the papers: v1
-60.6 %, v2 67.5 %, v3 76.7 %.
+groups of 32 examples, as on the papers' 8 GPUs. Linear accuracy on ImageNet-1k in the papers (v2
+and v3 recalled, not checked): v1 60.6 %, v2 67.5 %, v3 76.7 %.
 
 Command: python -m big_vision_like.train --config configs/moco.py --workdir DIR
 Score: not yet run (needs a pod).
 
-smoke: SMOKE
+smoke: scikit-learn's digits at 12 px, a ResNet of three blocks, 1,024 keys. The score is kNN on
+held-out digits, all of them randomly cropped to 40-100 % of their area: it must beat its random
+initialisation (36.0 %) and, by 5 points, kNN on the cropped pixels (81.3 %). On whole, aligned
+digits pixels are hard to beat (97.8 %) and it does not.
 Command: python -m big_vision_like.train --config configs/moco.py:smoke --workdir DIR
-Score (seed 0): SCORE
+Score (seed 0, CPU): kNN 87.9 % on cropped digits, 95.9 % on whole ones (untrained 64.3 %);
+effective rank of the features 42.6 of 64, spread 0.57.
 """
 
 from configs import common

@@ -9,7 +9,6 @@ from big_vision_like import tree
 from big_vision_like.config import Durations, UserError, wrap
 from big_vision_like.losses import self_distillation as sd
 from big_vision_like.methods import dino
-from configs import dino as configs_dino
 
 
 def softmax(x):
@@ -71,13 +70,14 @@ def test_centering_and_sharpening_undo_each_other():
   assert sd.entropy(jnp.array([[[1.0, 0.0, 0.0]]])) == 0.0
 
 
-def tiny(**loss):
-  c = configs_dino.get_config("smoke")
-  with c.unlocked():
-    c.model.update(width=16, depth=1, mlp_dim=16, num_heads=2)
-    c.head = dict(prototypes=12, hidden=16, bottleneck=8, init_std=0.2)
-    c.loss = dict(student_temp=0.1, teacher_temp=0.07, **loss)
-  return wrap(c).timed(Durations(4, 100, 100))
+VIT = dict(width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=4, image_size=16, scan=False)
+
+
+def tiny(**changes):
+  c = dict(model=VIT | dict(pool="cls"))
+  c["head"] = dict(prototypes=12, hidden=16, bottleneck=8, init_std=0.2)
+  c["loss"] = dict(student_temp=0.1, teacher_temp=0.07) | changes.pop("loss", {})
+  return wrap(c | changes).timed(Durations(4, 100, 100))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def batch():
 
 
 def test_loss_of_the_method_is_the_transcription_of_its_outputs(batch):
-  config = tiny(teacher_temp_start=0.04, teacher_temp_warmup_steps=10)
+  config = tiny(loss=dict(teacher_temp_start=0.04, teacher_temp_warmup_steps=10))
   method = dino.make(config)
   params, aux = method.init(jax.random.key(0), batch)
   aux = {
@@ -115,7 +115,7 @@ def test_loss_of_the_method_is_the_transcription_of_its_outputs(batch):
 
 
 def test_teacher_follows_by_a_cosine_momentum(batch):
-  method = dino.make(tiny(teacher_momentum=0.9))
+  method = dino.make(tiny(loss=dict(teacher_momentum=0.9)))
   params, aux = method.init(jax.random.key(0), batch)
   jax.tree.map(np.testing.assert_array_equal, params, aux["teacher"])
   moved = jax.tree.map(lambda x: x + 1.0, params)
@@ -127,7 +127,7 @@ def test_teacher_follows_by_a_cosine_momentum(batch):
 
 
 def test_prototypes_wait_and_their_length_does_not_matter(batch):
-  method = dino.make(tiny(freeze_last_steps=3))
+  method = dino.make(tiny(loss=dict(freeze_last_steps=3)))
   params, aux = method.init(jax.random.key(0), batch)
   loss = lambda p, step: method.loss(p, aux, batch, jax.random.key(0), step)[0]
   grad = jax.jit(jax.grad(loss))
@@ -155,8 +155,7 @@ def test_local_crops_are_optional_and_embeddings_are_the_teachers(batch):
 
 def test_batch_statistics_of_student_and_teacher_move_apart(batch):
   small = dict(name="resnet", bottleneck=False, stages=(1,), width=4, stem="small")
-  config = wrap(tiny().to_dict() | {"model": small}).timed(Durations(4, 100, 100))
-  method = dino.make(config)
+  method = dino.make(tiny(model=small))
   params, aux = method.init(jax.random.key(0), batch)
   _, (new, _) = jax.jit(method.loss)(params, aux, batch, jax.random.key(0), 0)
   mean = lambda side: new["stats"][side]["batch_stats"]["backbone"]["stem_bn"]["mean"]
@@ -173,9 +172,6 @@ def test_batch_statistics_of_student_and_teacher_move_apart(batch):
 
 def test_mistakes_are_one_line():
   with pytest.raises(UserError, match=r"config\.loss.student_temp = 0; expected a number > 0"):
-    c = tiny().to_dict()
-    c["loss"]["student_temp"] = 0
-    dino.make(wrap(c).timed(Durations(4, 100, 100)))
+    dino.make(tiny(loss=dict(student_temp=0)))
   with pytest.raises(UserError, match=r"config\.head: key 'prototype' is unknown"):
-    c = tiny().to_dict() | {"head": {"prototype": 3}}
-    dino.make(wrap(c).timed(Durations(4, 100, 100)))
+    dino.make(tiny(head=dict(prototype=3)))
