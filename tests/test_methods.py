@@ -108,6 +108,7 @@ def test_resumes_to_the_bit(runs, tmp_path):
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.slow  # two minutes over all methods
 def test_loss_needs_no_jit(runs):
   built, state, _, batch = runs[0]
   args = (state.params, state.aux, batch, jax.random.key(0), state.step)
