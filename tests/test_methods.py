@@ -120,6 +120,7 @@ def test_loss_needs_no_jit(runs):
   assert not metrics.keys() & {"grad_norm", "param_norm"}
 
 
+@pytest.mark.slow  # another compile of every step
 @pytest.mark.parametrize("name", NAMES)
 def test_works_in_bfloat16(name):
   built, state, train_step, batch = on_mesh(name, SHAPES[0], in_bfloat16)
