@@ -158,6 +158,14 @@ def number(cfg: Config, key: str, *default: float | None, above: float | None = 
   return value
 
 
+def whole_number(value: Any, what: str, low: int | None = None) -> int:
+  """`value`, an int that is at least `low`, or positive; `what` begins the message."""
+  if isinstance(value, bool) or not isinstance(value, int) or value < (1 if low is None else low):
+    bound = "a positive whole number" if low is None else f"a whole number >= {low}"
+    raise UserError(f"{what} = {value!r}; expected {bound}")
+  return value
+
+
 # ----------------------------------------------------------------------------------------- names
 
 

@@ -19,7 +19,7 @@ import optax
 
 from big_vision_like import augment as augment_lib
 from big_vision_like import axes, tree
-from big_vision_like.config import UserError, unknown
+from big_vision_like.config import UserError, unknown, whole_number
 from big_vision_like.losses import distillation
 from big_vision_like.method import Aux, Batch, Method, Params, value_and_grad
 
@@ -88,12 +88,6 @@ def _number(value: Any, where: str, low: float, high: float = float("inf")) -> f
   return value
 
 
-def _whole_number(value: Any, where: str) -> int:
-  if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-    raise UserError(f"{where} = {value!r}; expected a whole number >= 1")
-  return value
-
-
 def _chosen(patterns: Sequence[str], names: Sequence[str], where: str, what: str) -> set[str]:
   """Those of `names` that a pattern matches; a pattern that matches none is an error."""
   if isinstance(patterns, str):
@@ -150,7 +144,7 @@ def lora(
     UserError: a rank or alpha that is no number above 0; when `init` runs and a pattern of
       `targets` matches no kernel, or one of `train` no parameter.
   """
-  rank = _whole_number(rank, "config.lora.rank")
+  rank = whole_number(rank, "config.lora.rank", 1)
   scale = _number(alpha, "config.lora.alpha", 0) / rank
 
   def is_kernel(name: str, x: jax.Array) -> bool:
@@ -208,9 +202,8 @@ def ema(method: Method, decay: float, warmup: bool = True) -> Method:
 
   def after_update(params: Params, aux: Aux, step: jax.Array) -> Aux:
     d = jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
-    average = lambda old, new: (d * old + (1 - d) * new).astype(old.dtype)
     aux = nested.after_update(params, aux, step)
-    return {**aux, "ema": jax.tree.map(average, aux["ema"], params)}
+    return {**aux, "ema": tree.average(aux["ema"], params, d)}
 
   def averaged(fn: Callable) -> Callable:
     return lambda params, aux, *args, **options: fn(aux["ema"], aux, *args, **options)
@@ -237,7 +230,7 @@ def grad_cache(method: Method, micro_batches: int) -> Method:
   Raises:
     UserError: a method without `split`; when traced, a batch that does not divide.
   """
-  k = _whole_number(micro_batches, "config.grad_cache")
+  k = whole_number(micro_batches, "config.grad_cache", 1)
   _need_loss(method, "grad_cache")
   if method.split is None:
     raise UserError(

@@ -36,6 +36,11 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
   return out
 
 
+def average(old: PyTree, new: PyTree, keep: Any) -> PyTree:
+  """`keep * old + (1 - keep) * new` of all leaves, in the dtypes of `old`: a moving average."""
+  return jax.tree.map(lambda o, n: (keep * o + (1 - keep) * n).astype(o.dtype), old, new)
+
+
 def map_with_name(fn: Callable, tree: PyTree, *rest: PyTree) -> PyTree:
   """`jax.tree.map` whose function receives the leaf's path first."""
   return jax.tree_util.tree_map_with_path(lambda p, *xs: fn(path_name(p), *xs), tree, *rest)

@@ -141,24 +141,5 @@ def smoke(c):
     project=[("logit_scale", "clip(0.0, 4.6052)")],
   )
   c.checkpoint.every_steps = 800
-  c.evals = {
-    f"zeroshot_{name}": dict(
-      type="zeroshot",
-      every_steps=800,
-      initial=True,
-      source=f"digit_pairs(split='test_{name}')",
-      pp=f"{image}|keep(image, label)",
-      pp_txt=tokens,
-      classes="digit_pairs",
-      batch_size=256,
-    )
-    for name in ("seen", "new_pairs")
-  }
-  c.evals["val"] = dict(
-    type="loss",
-    every_steps=800,
-    source="digit_pairs(split='val')",
-    pp=f"{image}|{tokens}|keep(image, text)",
-    batch_size=256,
-  )
+  c.evals = common.digit_pairs_evals(image, tokens, 800, initial=True)
   return c

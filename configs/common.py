@@ -43,3 +43,47 @@ def base() -> ConfigDict:
   c.log = dict(every_steps=50)
   c.evals = dict()
   return c
+
+
+# ------------------------------------------------- evaluations that several smoke settings share
+
+
+def digit_pairs_evals(image: str, tokens: str, every: int, **zeroshot) -> dict:
+  """Zero-shot on seen and on never-trained pairs, and the loss on held-out scans.
+
+  `image` and `tokens` are the ops of training; `zeroshot` are further keys of those two.
+  """
+  often = dict(every_steps=every, batch_size=256)
+  out = {
+    f"zeroshot_{name}": dict(
+      type="zeroshot",
+      source=f"digit_pairs(split='test_{name}')",
+      pp=f"{image}|keep(image, label)",
+      pp_txt=tokens,
+      classes="digit_pairs",
+      **often,
+      **zeroshot,
+    )
+    for name in ("seen", "new_pairs")
+  }
+  pp = f"{image}|{tokens}|keep(image, text)"
+  return out | {"val": dict(type="loss", source="digit_pairs(split='val')", pp=pp, **often)}
+
+
+def digits_knn(every: int) -> dict:
+  """kNN on held-out digits of 12 pixels, randomly cropped as in training, and whole."""
+  crop = "random_resized_crop(12, area=(0.4, 1.0), method='bicubic')"
+  return {
+    name: dict(
+      type="knn",
+      initial=True,
+      every_steps=every,
+      source_train="digits(split='train')",
+      source="digits(split='test')",
+      pp=f"{op}|value_range(0, 1)|keep(image, label)",
+      k=20,
+      temperature=0.07,
+      batch_size=256,
+    )
+    for name, op in (("knn", crop), ("knn_whole", "resize(12, method='bicubic')"))
+  }

@@ -136,17 +136,5 @@ def smoke(c):
     schedule=dict(name="cosine", warmup_percent=10.0),
   )
   c.checkpoint.every_steps = 1500
-  crop = "random_resized_crop(12, area=(0.4, 1.0), method='bicubic')"
-  for name, op in (("knn", crop), ("knn_whole", "resize(12, method='bicubic')")):
-    c.evals[name] = dict(
-      type="knn",
-      initial=True,
-      every_steps=500,
-      source_train="digits(split='train')",
-      source="digits(split='test')",
-      pp=f"{op}|value_range(0, 1)|keep(image, label)",
-      k=20,
-      temperature=0.07,
-      batch_size=256,
-    )
+  c.evals = common.digits_knn(500)
   return c

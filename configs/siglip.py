@@ -117,29 +117,11 @@ def smoke(c):
     schedule=dict(name="cosine", warmup_steps=100),
   )
   c.checkpoint.every_steps = 800
-  c.evals = {
-    f"zeroshot_{name}": dict(
-      type="zeroshot",
-      every_steps=800,
-      source=f"digit_pairs(split='test_{name}')",
-      pp=f"{image}|keep(image, label)",
-      pp_txt=tokens,
-      classes="digit_pairs",
-      batch_size=256,
-    )
-    for name in ("seen", "new_pairs")
-  }
+  c.evals = common.digit_pairs_evals(image, tokens, 800)
   c.evals["retrieval"] = dict(
     type="retrieval",
     every_steps=1600,
     source="digit_pairs(split='test_seen')",
-    pp=f"{image}|{tokens}|keep(image, text)",
-    batch_size=256,
-  )
-  c.evals["val"] = dict(
-    type="loss",
-    every_steps=800,
-    source="digit_pairs(split='val')",
     pp=f"{image}|{tokens}|keep(image, text)",
     batch_size=256,
   )

@@ -30,6 +30,44 @@ def need_numbers(value: Any, key: str, where: str) -> None:
     raise UserError(f"{where} leaves {key} of type {type(value).__name__}; add {op}")
 
 
+def whole_on_mesh(
+  arrays: Mapping[str, np.ndarray], size: int, mesh: jax.sharding.Mesh
+) -> Iterator[dict[str, jax.Array]]:
+  """Global batches of `size` rows of arrays that every process holds whole.
+
+  The last one is filled up with copies of the last row.
+  """
+  count = len(next(iter(arrays.values())))
+  for start in range(0, count, size):
+    rows = np.minimum(np.arange(start, start + size), count - 1)
+    local = np.array_split(rows, jax.process_count())[jax.process_index()]
+    yield axes.put_batch(mesh, {k: v[local] for k, v in arrays.items()})
+
+
+def ranks(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+  """How many wrong items score no less than the best right one: [Q, N], bool [Q, N] -> [Q].
+
+  Ties and NaN count against the right item, so that a collapsed model scores zero and not one.
+  """
+  best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+  return (~(scores < best) & ~right).sum(axis=1)
+
+
+def nearest(queries: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Euclidean distance to the nearest of items [N, D], and its row, of queries [Q, D]."""
+  from sklearn.neighbors import NearestNeighbors
+
+  index = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(items.astype(np.float64))
+  distance, row = index.kneighbors(queries.astype(np.float64))
+  return distance[:, 0], row[:, 0]
+
+
+def enlarged(image: np.ndarray, width: int = 400) -> np.ndarray:
+  """[H, W, C] with every pixel repeated, until it is at least `width` pixels wide."""
+  scale = max(1, -(-width // image.shape[1]))
+  return image.repeat(scale, 0).repeat(scale, 1)
+
+
 class Split:
   """A split of a data set as batches on the mesh; strings of the examples stay on the host.
 
@@ -102,9 +140,15 @@ class Split:
         parts.append({k: np.asarray(v)[keep] for k, v in rows.items()})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
-  def texts(self, key: str) -> list[list[str]]:
-    """The strings under `key` of all rows, in order: a list for each, of one or of several."""
-    rows = (example[key] for example in self._examples(range(len(self))))
+  def pixels(self) -> dict[str, np.ndarray]:
+    """As `map`, with `x` float32 [n, D]: the images themselves, the trivial features."""
+    rows = self.map(lambda batch: {"x": batch["image"]})
+    return {**rows, "x": rows["x"].reshape(len(rows["x"]), -1).astype(np.float32)}
+
+  def texts(self, key: str, rows: Sequence[int] | None = None) -> list[list[str]]:
+    """The strings under `key` of all rows, or of some: a list for each, of one or of several."""
+    rows = range(len(self)) if rows is None else rows
+    rows = (example[key] for example in self._examples(rows))
     rows = (list(x) if isinstance(x, (list, tuple)) else [x] for x in rows)
     return [[t.decode() if isinstance(t, bytes) else str(t) for t in x] for x in rows]
 

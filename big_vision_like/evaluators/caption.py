@@ -1,5 +1,6 @@
 """Captions against references: exact match and token F1, beside the nearest neighbour's caption."""
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -9,10 +10,8 @@ import jax
 import numpy as np
 
 from big_vision_like.config import Config, UserError, call, parse_spec
-from big_vision_like.evaluators import Split, need
+from big_vision_like.evaluators import Split, nearest, need
 from big_vision_like.input import tokenizers
-
-CHUNK = 512  # test images compared at a time
 
 
 class Evaluator:
@@ -38,8 +37,11 @@ class Evaluator:
     for split in (self.test, self.train):
       if "text" not in split.strings:
         raise UserError(f"{config.path}.pp = {config.pp!r} has to leave text as a string")
-    self.references = self.test.texts("text")
-    self.nearest: list[str] | None = None
+
+  @functools.cached_property
+  def references(self) -> list[list[str]]:
+    """What each image of the split may be called."""
+    return self.test.texts("text")
 
   def captions(self, state: Any) -> list[str]:
     """One for each image of the split."""
@@ -47,25 +49,17 @@ class Evaluator:
     fn = lambda b: {"tokens": self.generate(state.params, state.aux, b, rng, **self.options)}
     return [self.tokenizer.decode(row) for row in self.test.map(fn)["tokens"]]
 
+  @functools.cached_property
   def nearest_captions(self) -> list[str]:
-    """Of the nearest training images; the first of equals. Computed once."""
-    if self.nearest is None:
-      flat = lambda b: {"x": b["image"].reshape(b["image"].shape[0], -1).astype(np.float32)}
-      train, test = self.train.map(flat)["x"], self.test.map(flat)["x"]
-      norms = np.square(train).sum(axis=1)
-      rows = [
-        np.argmin(norms - 2 * test[i : i + CHUNK] @ train.T, axis=1)
-        for i in range(0, len(test), CHUNK)
-      ]
-      texts = self.train.texts("text")
-      self.nearest = [texts[i][0] for i in np.concatenate(rows)]
-    return self.nearest
+    """Of the nearest training images."""
+    _, rows = nearest(self.test.pixels()["x"], self.train.pixels()["x"])
+    return [texts[0] for texts in self.train.texts("text", rows)]
 
   def run(self, state: Any) -> dict[str, float]:
     """`exact_match`, `token_f1`, and the same two with `nearest_` before them."""
     out = scores(self.captions(state), self.references)
-    nearest = scores(self.nearest_captions(), self.references)
-    return out | {f"nearest_{k}": v for k, v in nearest.items()}
+    trivial = scores(self.nearest_captions, self.references)
+    return out | {f"nearest_{k}": v for k, v in trivial.items()}
 
   def examples(self, state: Any, count: int = 12) -> list[dict[str, Any]]:
     """The first mistakes, then right ones: image (uint8), label, predictions [(caption, F1)]."""

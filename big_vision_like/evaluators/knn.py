@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from big_vision_like.config import Config, UserError, number
+from big_vision_like.config import Config, number, whole_number
 from big_vision_like.evaluators import Split, need
 
 CHUNK = 1024  # queries compared at a time
@@ -27,31 +27,29 @@ class Evaluator:
 
   def __init__(self, config: Config, predict: Mapping[str, Callable], mesh: jax.sharding.Mesh):
     self.embed = need(predict, "image_embed", config)
-    self.k, self.temperature = config.get("k", 20), number(config, "temperature", 0.07, above=0)
+    self.k = whole_number(config.get("k", 20), f"{config.path}.k")
+    self.temperature = number(config, "temperature", 0.07, above=0)
     self.with_pixels = config.get("pixels", True)
-    if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-      raise UserError(f"{config.path}.k = {self.k!r}; expected a positive whole number")
     needs = ("image", "label")
     self.train = Split(config, mesh, needs=needs, source="source_train")
     self.test = Split(config, mesh, needs=needs)
 
   def _vote(self, train: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray]) -> float:
-    found = vote(train["z"], train["label"], test["z"], self.k, self.temperature)
+    found = vote(train["x"], train["label"], test["x"], self.k, self.temperature)
     return float((found == test["label"]).mean())
 
   @functools.cached_property
   def _pixels(self) -> float:
-    rows = lambda batch: {"z": batch["image"].reshape(batch["image"].shape[0], -1)}
-    return self._vote(self.train.map(rows), self.test.map(rows))
+    return self._vote(self.train.pixels(), self.test.pixels())
 
   def run(self, state: Any) -> dict[str, float]:
     """`accuracy` and `pixels` of the neighbours; `rank` and `std` of the test split's features."""
-    rows = lambda batch: {"z": self.embed(state.params, state.aux, batch)}
+    rows = lambda batch: {"x": self.embed(state.params, state.aux, batch)}
     train, test = self.train.map(rows), self.test.map(rows)
     out = {"accuracy": self._vote(train, test)}
     if self.with_pixels:
       out["pixels"] = self._pixels
-    return out | {"rank": effective_rank(test["z"]), "std": spread(test["z"])}
+    return out | {"rank": effective_rank(test["x"]), "std": spread(test["x"])}
 
 
 def normalized(z: np.ndarray) -> np.ndarray:

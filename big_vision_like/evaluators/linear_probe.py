@@ -28,15 +28,16 @@ class Evaluator:
     self.max_iter = int(number(config, "max_iter", 1000, above=0))
     self.has_pixels, self.pixels = config.get("pixels", True), None
 
-  def _accuracy(self, features: Callable[[Any], jax.Array]) -> float:
-    fit, score = (s.map(lambda b: {"x": features(b)}) for s in (self.train, self.test))
+  def _accuracy(self, rows: Callable[[Split], dict[str, np.ndarray]]) -> float:
+    fit, score = rows(self.train), rows(self.test)
     return probe(fit["x"], fit["label"], score["x"], score["label"], self.strength, self.max_iter)
 
   def run(self, state: Any) -> dict[str, float]:
     """`{"accuracy": of the features, "pixels": of the raw image}`."""
-    out = {"accuracy": self._accuracy(lambda b: self.embed(state.params, state.aux, b))}
+    embed = lambda batch: {"x": self.embed(state.params, state.aux, batch)}
+    out = {"accuracy": self._accuracy(lambda split: split.map(embed))}
     if self.has_pixels and self.pixels is None:
-      self.pixels = self._accuracy(lambda b: b["image"])
+      self.pixels = self._accuracy(Split.pixels)
     return out | ({"pixels": self.pixels} if self.has_pixels else {})
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from big_vision_like.config import Config, UserError
-from big_vision_like.evaluators import Split, need
+from big_vision_like.evaluators import Split, need, ranks
 
 KS = (1, 5, 10)
 CHUNK = 1024  # queries compared at a time
@@ -52,14 +52,11 @@ class Evaluator:
 def recall(queries: np.ndarray, items: np.ndarray, pairs: np.ndarray) -> dict[int, float]:
   """Share of queries with a right item among the k nearest: {k: recall}.
 
-  queries [Q, E], items [N, E], pairs bool [Q, N]. A right item tied with wrong ones ranks behind
-  them, and a NaN behind all, so that a collapsed model scores zero and not one.
+  queries [Q, E], items [N, E], pairs bool [Q, N].
   """
-  ranks = []
+  found = []
   for start in range(0, len(queries), CHUNK):
     part = slice(start, start + CHUNK)
-    scores = queries[part] @ items.T
-    best = np.where(pairs[part], scores, -np.inf).max(axis=1, keepdims=True)
-    ranks.append((~(scores < best) & ~pairs[part]).sum(axis=1))
-  ranks = np.concatenate(ranks)
-  return {k: float((ranks < k).mean()) for k in KS}
+    found.append(ranks(queries[part] @ items.T, pairs[part]))
+  rank = np.concatenate(found)
+  return {k: float((rank < k).mean()) for k in KS}

@@ -10,7 +10,7 @@ import numpy as np
 
 from big_vision_like import axes
 from big_vision_like.config import Config, UserError
-from big_vision_like.evaluators import Split, need
+from big_vision_like.evaluators import Split, enlarged, nearest, need, whole_on_mesh
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -30,9 +30,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def nearest_distance(a: np.ndarray, b: np.ndarray) -> float:
   """Mean over a [n, D] of the Euclidean distance to the nearest row of b [m, D]."""
-  a, b = a.astype(np.float64), b.astype(np.float64)
-  square = np.square(a).sum(1)[:, None] - 2.0 * a @ b.T + np.square(b).sum(1)[None, :]
-  return float(np.sqrt(np.maximum(square.min(axis=1), 0.0)).mean())
+  return float(nearest(a, b)[0].mean())
 
 
 class Evaluator:
@@ -59,9 +57,8 @@ class Evaluator:
   @functools.cached_property
   def real(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Images [n, D] and labels of the training split, then of the test split."""
-    train, test = (s.map(lambda b: {"image": b["image"]}) for s in (self.train, self.test))
-    flat = lambda rows: rows["image"].reshape(len(rows["image"]), -1).astype(np.float32)
-    return flat(train), train["label"], flat(test), test["label"]
+    train, test = self.train.pixels(), self.test.pixels()
+    return train["x"], train["label"], test["x"], test["label"]
 
   @functools.cached_property
   def classifier(self) -> Any:
@@ -81,13 +78,9 @@ class Evaluator:
 
   def draw(self, state: Any, labels: np.ndarray) -> np.ndarray:
     """[n] -> images [n, H, W, C], each batch with random numbers of its own."""
-    size, parts = self.test.batch_size, []
-    for i, start in enumerate(range(0, len(labels), size)):
-      # Every process holds all labels; each gives its rows of the global batch.
-      rows = np.minimum(np.arange(start, start + size), len(labels) - 1)
-      local = np.array_split(rows, jax.process_count())[jax.process_index()]
-      with jax.set_mesh(self.mesh):
-        batch = axes.put_batch(self.mesh, {"label": labels[local].astype(np.int32)})
+    arrays, parts = {"label": labels.astype(np.int32)}, []
+    with jax.set_mesh(self.mesh):
+      for i, batch in enumerate(whole_on_mesh(arrays, self.test.batch_size, self.mesh)):
         rng = jax.random.fold_in(jax.random.key(self.seed), i)
         out = self.sample(state.params, state.aux, batch, rng, **self.options)
         parts.append(np.asarray(axes.to_host(out), np.float32))
@@ -128,5 +121,4 @@ class Evaluator:
     _, h, w, c = images.shape
     grid = images.reshape(len(classes), columns, h, w, c).transpose(0, 2, 1, 3, 4)
     grid = np.round(grid.reshape(len(classes) * h, columns * w, c) * 255).astype(np.uint8)
-    scale = max(1, -(-400 // grid.shape[1]))
-    return {"grid": grid.repeat(scale, 0).repeat(scale, 1)}
+    return {"grid": enlarged(grid)}

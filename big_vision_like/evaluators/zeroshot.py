@@ -11,7 +11,14 @@ import numpy as np
 
 from big_vision_like import axes
 from big_vision_like.config import Config, UserError
-from big_vision_like.evaluators import Split, need, need_numbers
+from big_vision_like.evaluators import (
+  Split,
+  enlarged,
+  need,
+  need_numbers,
+  ranks,
+  whole_on_mesh,
+)
 from big_vision_like.input import ops
 
 PACKAGES = ("big_vision_like.evaluators", "big_vision_like.input")
@@ -69,14 +76,11 @@ class Evaluator:
 
   def class_embeddings(self, state: Any) -> np.ndarray:
     """[K, E], of length 1."""
-    size, parts = self.split.batch_size, []
-    for start in range(0, len(self.tokens), size):
-      # Every process holds all texts; each gives its rows of the global batch.
-      rows = np.minimum(np.arange(start, start + size), len(self.tokens) - 1)
-      local = np.array_split(rows, jax.process_count())[jax.process_index()]
-      with jax.set_mesh(self.mesh):
-        batch = axes.put_batch(self.mesh, {"text": self.tokens[local]})
-        parts.append(axes.to_host(self.text(state.params, state.aux, batch)))
+    with jax.set_mesh(self.mesh):
+      parts = [
+        axes.to_host(self.text(state.params, state.aux, batch))
+        for batch in whole_on_mesh({"text": self.tokens}, self.split.batch_size, self.mesh)
+      ]
     z = np.concatenate(parts)[: len(self.tokens)].astype(np.float64)
     z = z.reshape(len(self.classes), -1, z.shape[-1]).mean(axis=1)
     return z / np.linalg.norm(z, axis=-1, keepdims=True)
@@ -94,9 +98,7 @@ class Evaluator:
   def run(self, state: Any) -> dict[str, float]:
     """`{"accuracy": top 1, "top5": top 5 (with more than 5 classes)}`."""
     scores, rows = self._scores(state)
-    right = np.take_along_axis(scores, rows["label"][:, None], axis=1)
-    # Ties and NaN count against the right class, so that a collapsed model scores zero.
-    rank = (~(scores < right)).sum(axis=1) - 1
+    rank = ranks(scores, rows["label"][:, None] == np.arange(len(self.classes))[None, :])
     out = {"accuracy": float((rank < 1).mean())}
     return out | ({"top5": float((rank < 5).mean())} if len(self.classes) > 5 else {})
 
@@ -128,5 +130,4 @@ def heatmap(values: np.ndarray) -> np.ndarray:
 
   span = np.ptp(values) or 1.0
   colours = colormaps["viridis"]((values - values.min()) / span)[..., :3]
-  scale = max(1, -(-400 // values.shape[1]))
-  return np.round(colours * 255).astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
+  return enlarged(np.round(colours * 255).astype(np.uint8))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_like.config import Config, UserError, wrap
+from big_vision_like.config import Config, UserError, whole_number, wrap
 from big_vision_like.input import ops
 from big_vision_like.input.sources import open_source
 
@@ -93,8 +93,8 @@ def train_batches(
     raise UserError(f"config.input.source = {cfg.source!r} has no examples")
   if not 0 <= seed < 1 << 32:
     raise UserError(f"config.seed = {seed}; expected 0 to 2^32 - 1")
-  num_threads = _at_least(cfg, "num_threads", 8, 0)
-  prefetch = _at_least(cfg, "prefetch", 2, 1)
+  num_threads = whole_number(cfg.get("num_threads", 8), "config.input.num_threads", 0)
+  prefetch = whole_number(cfg.get("prefetch", 2), "config.input.prefetch", 1)
   max_bad = cfg.get("max_bad_fraction", 0.01)
   if not isinstance(max_bad, (int, float)) or not 0 <= max_bad <= 1:
     raise UserError(f"config.input.max_bad_fraction = {max_bad!r}; expected 0 to 1")
@@ -118,13 +118,6 @@ def _check_batch(where: str, batch_size: int, process_count: int) -> None:
     raise UserError(
       f"{where}.batch_size = {batch_size} does not divide by {process_count} processes"
     )
-
-
-def _at_least(cfg: Config, key: str, default: int, low: int) -> int:
-  value = cfg.get(key, default)
-  if isinstance(value, bool) or not isinstance(value, int) or value < low:
-    raise UserError(f"config.input.{key} = {value!r}; expected a whole number >= {low}")
-  return value
 
 
 def _rows(stream: Any, first: int, batch_size: int, offset: int, local: int) -> Any:

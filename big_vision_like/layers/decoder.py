@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from big_vision_like import axes
-from big_vision_like.config import unknown
 from big_vision_like.layers.attention import MultiHeadAttention
 from big_vision_like.layers.mlp import Mlp
-from big_vision_like.layers.transformer import REMAT
+from big_vision_like.layers.transformer import rematted
 
 Cache = Mapping[str, Any]
 
@@ -95,16 +94,7 @@ class Decoder(nn.Module):
       cache: from `new_cache`, or what the call before returned; then the result is (x, cache).
       position: int32 [] of x.
     """
-    if self.remat not in REMAT:
-      raise unknown("remat policy", self.remat, list(REMAT))
-    block = DecoderBlock
-    if self.remat != "none":
-      block = nn.remat(
-        DecoderBlock,
-        policy=REMAT[self.remat],
-        prevent_cse=not self.scan,
-        static_argnums=(5 + 1,),  # train
-      )
+    block = rematted(DecoderBlock, self.remat, scan=self.scan, static=(5,))  # train
     args = (
       self.num_heads,
       self.mlp_dim,

@@ -1,5 +1,7 @@
 """The pre-norm transformer encoder that image and text towers share, and attention pooling."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,21 @@ def check(model: nn.Module, where: str, **choices: tuple[str, ...]) -> None:
       raise unknown(f"{where} {key}", getattr(model, key), known)
   if model.width % model.num_heads:
     raise UserError(f"{where} width {model.width} is not a multiple of {model.num_heads} heads")
+
+
+def rematted(block: Any, policy: str, *, scan: bool, static: tuple[int, ...]) -> Any:
+  """`block` whose backward pass keeps what `policy` says; `static` arguments are not traced.
+
+  Raises:
+    UserError: an unknown policy.
+  """
+  if policy not in REMAT:
+    raise unknown("remat policy", policy, list(REMAT))
+  if policy == "none":
+    return block
+  # Argument 0 is the module itself.
+  static = tuple(i + 1 for i in static)
+  return nn.remat(block, policy=REMAT[policy], prevent_cse=not scan, static_argnums=static)
 
 
 class Block(nn.Module):
@@ -93,18 +110,9 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x, *, mask=None, rope=None, causal: bool = False, train: bool = False):
     """[B, N, D] -> [B, N, D]; mask [B, 1, N, N] is True where a token may look."""
-    if self.remat not in REMAT:
-      raise unknown("remat policy", self.remat, list(REMAT))
+    block = rematted(Block, self.remat, scan=self.scan, static=(3, 4, 5))  # rope, causal, train
     if self.gelu not in GELU:
       raise unknown("gelu", self.gelu, list(GELU))
-    block, static = Block, (4, 5)  # causal and train
-    if self.remat != "none":
-      block = nn.remat(
-        Block,
-        policy=REMAT[self.remat],
-        prevent_cse=not self.scan,
-        static_argnums=(3 + 1, *(i + 1 for i in static)),
-      )
     args = (self.num_heads, self.mlp_dim, self.gelu, self.dropout, self.dtype, self.eps)
     rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
     drops = bool(self.drop_path) and train

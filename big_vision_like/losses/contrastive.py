@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from big_vision_like import axes
 from big_vision_like.config import unknown
@@ -152,6 +152,22 @@ def _pass_on(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
   """To the next device of the ring."""
   n = axes.size(names)
   return lax.ppermute(x, names, [(i, (i + 1) % n) for i in range(n)])
+
+
+def softmax_per_example(
+  zimg: Embeddings,
+  ztxt: Embeddings,
+  logit_scale: Scalar,
+  mask: Bool[Array, "B"] | None = None,
+) -> Float[Array, "B"]:
+  """Each pair's share of the dense softmax loss; rows whose `mask` is False are nobody's negatives.
+
+  For evaluation: the mean over all rows is the loss.
+  """
+  logits = jnp.exp(logit_scale) * zimg @ ztxt.T
+  mask = jnp.ones(logits.shape[0], bool) if mask is None else mask
+  lse = lambda z: jax.nn.logsumexp(jnp.where(mask[None, :], z, -jnp.inf), axis=1)
+  return (lse(logits) + lse(logits.T)) / 2 - jnp.diagonal(logits)
 
 
 def _distributed(

@@ -30,10 +30,7 @@ def make(config: Config) -> Method:
   def loss_per_example(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None):
     """[B]: each pair among those of its batch; rows whose `_mask` is False do not count."""
     zimg, ztxt, out = towers.embed(params, aux, batch)
-    logits = jnp.exp(out["logit_scale"]) * zimg @ ztxt.T
-    mask = batch.get("_mask", jnp.ones(logits.shape[0], bool))
-    lse = lambda z: jax.nn.logsumexp(jnp.where(mask[None, :], z, -jnp.inf), axis=1)
-    return (lse(logits) + lse(logits.T)) / 2 - jnp.diagonal(logits)
+    return contrastive.softmax_per_example(zimg, ztxt, out["logit_scale"], batch.get("_mask"))
 
   return Method(
     init=towers.init,

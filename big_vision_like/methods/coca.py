@@ -109,11 +109,9 @@ def make(config: Config) -> Method:
     """
     text = batch["text"]
     logits, out = model.apply({"params": params}, batch["image"], text)
-    n = text.shape[0]
-    counts = batch.get("_mask", jnp.ones(n, bool))[None, :]
-    scores = jnp.exp(out["logit_scale"]) * out["image/embed"] @ out["text/embed"].T
-    nll = lambda s: jax.nn.logsumexp(jnp.where(counts, s, -jnp.inf), axis=1) - jnp.diagonal(s)
-    con = (nll(scores) + nll(scores.T)) / 2
+    con = contrastive.softmax_per_example(
+      out["image/embed"], out["text/embed"], out["logit_scale"], batch.get("_mask")
+    )
     real = text != model.pad_id
     tokens = jnp.sum(jnp.where(real, captioning.token_nll(logits, text), 0.0), axis=1)
     return weight_con * con + weight_cap * tokens / jnp.maximum(jnp.sum(real, axis=1), 1)

@@ -122,9 +122,7 @@ def make(config: Config) -> Method:
     return value, (aux, {"teacher_entropy": entropy, "kl": value - entropy})
 
   def after_update(params: Params, aux: Aux, step: jax.Array) -> Aux:
-    keep = momentum(step)
-    move = lambda t, s: keep * t + (1 - keep) * s
-    return {**aux, "teacher": jax.tree.map(move, aux["teacher"], params)}
+    return {**aux, "teacher": tree.average(aux["teacher"], params, momentum(step))}
 
   def features(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None):
     """Every named intermediate of the teacher's backbone, and `embed`."""

@@ -18,8 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vision_like import axes, models, schedules
-from big_vision_like.config import Config, UserError, call, number
+from big_vision_like import axes, models, schedules, tree
+from big_vision_like.config import Config, UserError, call, number, whole_number
 from big_vision_like.layers.batch_norm import BatchNorm
 from big_vision_like.losses.info_nce import info_nce
 from big_vision_like.method import Aux, Batch, Method, Metrics, Params
@@ -101,9 +101,7 @@ def make(config: Config) -> Method:
   )
   cfg = config.loss
   temperature = number(cfg, "temperature", above=0)
-  size = cfg.queue_size
-  if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-    raise UserError(f"config.loss.queue_size = {size!r}; expected a whole number >= 0")
+  size = whole_number(cfg.queue_size, "config.loss.queue_size", 0)
   start = number(cfg, "momentum")
   end = number(cfg, "momentum_end", start)
   momentum = schedules.cosine(start, end, config.durations.total_steps)
@@ -152,9 +150,7 @@ def make(config: Config) -> Method:
     return value * (1.0 if size else 2 * temperature), (aux, metrics)
 
   def after_update(params: Params, aux: Aux, step: jax.Array) -> Aux:
-    keep = momentum(step)
-    move = lambda k, q: keep * k + (1 - keep) * q
-    return {**aux, "teacher": jax.tree.map(move, aux["teacher"], encoder_of(params))}
+    return {**aux, "teacher": tree.average(aux["teacher"], encoder_of(params), momentum(step))}
 
   def features(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None):
     """Every named intermediate of the queries' backbone, and `embed`."""

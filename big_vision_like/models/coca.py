@@ -21,6 +21,7 @@ from big_vision_like.config import UserError, call, unknown
 from big_vision_like.layers.decoder import AttentionalPool, Cache, Decoder
 from big_vision_like.layers.transformer import check
 from big_vision_like.models import vit
+from big_vision_like.models.two_towers import unit
 
 SIZES = {  # Table 1: the image encoder; width, layers of each half, mlp_dim, num_heads of the text
   "B/18": ("B/18", 768, 12, 3072, 12),
@@ -108,7 +109,7 @@ class CoCa(nn.Module):
     """`patches` [B, N, D'], `tokens` [B, num_queries, D], `embed` [B, D], of length 1."""
     patches, _ = self.image(image, train=train)
     tokens = self.generative_pool(patches)
-    embed = _unit(self.contrastive_pool(tokens)[:, 0])
+    embed = unit(self.contrastive_pool(tokens)[:, 0])
     return {"patches": patches, "tokens": tokens, "embed": embed}
 
   def encode_text(self, text: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
@@ -131,7 +132,7 @@ class CoCa(nn.Module):
     keys = jnp.concatenate([real, text != self.pad_id, real], axis=1)
     mask = jnp.broadcast_to(keys[:, None, None, :], (batch, 1, length + 2, length + 2))
     x = self.unimodal(x, mask=mask, train=train)
-    return {"tokens": x[:, :-1], "embed": _unit(x[:, -1])}
+    return {"tokens": x[:, :-1], "embed": unit(x[:, -1])}
 
   def new_cache(self, image: jax.Array, length: int) -> Cache:
     """For `decode`: room for `length` tokens, and the image's keys and values; batch on axis 1."""
@@ -157,11 +158,6 @@ class CoCa(nn.Module):
     for name, half in (("unimodal", self.unimodal), ("multimodal", self.multimodal)):
       x, new[name] = half(x, cache=cache[name], position=position)
     return self.head(x)[:, 0], new
-
-
-def _unit(z: jax.Array) -> jax.Array:
-  z = z.astype(jnp.float32)
-  return z / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-8)
 
 
 def make(cfg: Mapping[str, Any]) -> CoCa:

@@ -12,6 +12,12 @@ from big_vision_like.config import UserError, call
 from big_vision_like.models import text_transformer, vit
 
 
+def unit(z: jax.Array) -> jax.Array:
+  """[..., E] -> float32 of length 1."""
+  z = z.astype(jnp.float32)
+  return z / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-8)
+
+
 class TwoTowers(nn.Module):
   """Parameters: image, text, logit_scale (t', the log of the temperature), logit_bias (b)."""
 
@@ -35,8 +41,7 @@ class TwoTowers(nn.Module):
         embeddings.append(None)
         continue
       z, tower_out = tower(x, train=train)
-      z = z.astype(jnp.float32)
-      embeddings.append(z / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-8))
+      embeddings.append(unit(z))
       out |= {f"{name}/{k}": v for k, v in tower_out.items()}
     constant = nn.initializers.constant
     out["logit_scale"] = self.param("logit_scale", constant(math.log(self.temperature_init)), ())

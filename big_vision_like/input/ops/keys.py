@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from big_vision_like.config import UserError
+from big_vision_like.config import whole_number
 
 
 def keep(*names: str):
@@ -33,8 +33,7 @@ def rename(source: str, target: str):
 
 def onehot(classes: int, key: str = "label"):
   """A label -> float32 [classes]."""
-  if not isinstance(classes, int) or classes < 1:
-    raise UserError(f"op onehot: classes = {classes!r}; expected a positive whole number")
+  whole_number(classes, "op onehot: classes")
 
   def run(example, rng):
     label = np.asarray(example[key])

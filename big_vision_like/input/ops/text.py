@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from big_vision_like.config import UserError, unknown
+from big_vision_like.config import UserError, unknown, whole_number
 from big_vision_like.input import tokenizers
 
 
@@ -20,8 +20,7 @@ def tokenize(
 
   `model`: a path, or `train:SOURCE` to train on the captions of a source (`vocab_size` pieces).
   """
-  if not isinstance(length, int) or length < 1:
-    raise UserError(f"op tokenize: length = {length!r}; expected a positive whole number")
+  whole_number(length, "op tokenize: length")
   if eos not in ("yes", "no"):
     raise unknown("op tokenize: eos", eos, ("yes", "no"))
   tokenizer = tokenizers.sentencepiece(model, vocab_size)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_like.config import UserError, unknown
+from big_vision_like.config import unknown, whole_number
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -100,6 +100,6 @@ def digit_pairs(split: str = "train", size: int | None = None) -> _DigitPairs:
   """
   if split not in _SPLITS:
     raise unknown("source digit_pairs: split", split, list(_SPLITS))
-  if size is not None and (not isinstance(size, int) or size < 1):
-    raise UserError(f"source digit_pairs: size = {size!r}; expected a positive whole number")
+  if size is not None:
+    whole_number(size, "source digit_pairs: size")
   return _DigitPairs(split, size)

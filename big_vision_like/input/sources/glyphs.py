@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_like.config import UserError, unknown
+from big_vision_like.config import unknown, whole_number
 
 FONTS = (  # all but the last train
   "Sans",
@@ -185,8 +185,7 @@ def glyphs(
   """
   if split not in SPLITS:
     raise unknown("source glyphs: split", split, SPLITS)
-  if isinstance(size, bool) or not isinstance(size, int) or size < 8:
-    raise UserError(f"source glyphs: size = {size!r}; expected a whole number >= 8")
+  whole_number(size, "source glyphs: size", 8)
   known = [TEST_FONT] if split == "test_font" else list(FONTS[:-1])
   return _Glyphs(
     split, size, _chosen("scripts", scripts, list(SCRIPTS)), _chosen("fonts", fonts, known)

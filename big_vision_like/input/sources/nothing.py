@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from big_vision_like.config import UserError
+from big_vision_like.config import whole_number
 
 
 class _Nothing:
@@ -24,6 +24,4 @@ def nothing(size: int = 1 << 20) -> _Nothing:
   Raises:
     UserError: a size that is not a positive whole number.
   """
-  if not isinstance(size, int) or size < 1:
-    raise UserError(f"source nothing: size = {size!r}; expected a positive whole number")
-  return _Nothing(size)
+  return _Nothing(whole_number(size, "source nothing: size"))

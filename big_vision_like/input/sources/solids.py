@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_like.config import UserError, unknown
+from big_vision_like.config import unknown, whole_number
 
 SHAPES = ("sphere", "cube", "cylinder", "cone")
 COLOURS = {
@@ -167,8 +167,7 @@ def solids(
       raise unknown(f"source solids: {key}", name, known)
   examples = SPLITS[split] if examples is None else examples
   for key, value in (("size", size), ("examples", examples)):
-    if not isinstance(value, int) or value < 1:
-      raise UserError(f"source solids: {key} = {value!r}; expected a positive whole number")
+    whole_number(value, f"source solids: {key}")
   wanted = itertools.product(SHAPES, COLOURS)
   pairs = enumerate(wanted)
   labels = [i for i, (s, c) in pairs if shape in (None, s) and colour in (None, c)]
