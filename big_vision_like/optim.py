@@ -79,7 +79,7 @@ def make(
         inherited = {k: v for k, v in inherited.items() if k in COMMON}
       label = f"group{i}"
       txs[label], rates[f"lr_{label}"] = build(Config({**inherited, **overrides}, where))
-      labels |= dict.fromkeys(_find(regex, shapes, where), label)
+      labels |= dict.fromkeys(tree.find(regex, shapes, where), label)
     tx = optax.partition(txs, tree.unflatten(params, labels))
 
   before, after = [], []
@@ -301,18 +301,6 @@ def _ndim(name: str, shape: tuple[int, ...]) -> int:
   return len(shape) - _is_stacked(name)
 
 
-def _find(regex: Any, shapes: Shapes, where: str) -> list[str]:
-  """The paths that match, at least one."""
-  try:
-    names = [name for name in shapes if tree.matches(regex, name)]
-  except re.error as e:
-    raise UserError(f"{where}: {regex!r} is not a regular expression: {e}") from None
-  if not names:
-    some = ", ".join(list(shapes)[:3])
-    raise UserError(f"{where}: {regex!r} matches no parameter; paths are such as {some}")
-  return names
-
-
 def _decayed(cfg: Config, shapes: Shapes) -> set[str]:
   masks = cfg.get("wd_mask")
   if masks is None:
@@ -321,7 +309,7 @@ def _decayed(cfg: Config, shapes: Shapes) -> set[str]:
   masks, where = (masks,) if isinstance(masks, str) else masks, f"{cfg.path}.wd_mask"
   if not isinstance(masks, Sequence) or not all(isinstance(m, str) for m in masks):
     raise UserError(f"{where} = {masks!r}; expected a regex or a list of them")
-  return {name for regex in masks for name in _find(regex, shapes, where)}
+  return {name for regex in masks for name in tree.find(regex, shapes, where)}
 
 
 def _lr_mults(cfg: Config, shapes: Shapes) -> dict[str, np.ndarray]:
@@ -332,7 +320,7 @@ def _lr_mults(cfg: Config, shapes: Shapes) -> dict[str, np.ndarray]:
     return {}
   mults = {name: np.float32(1) for name in shapes}
   for regex, mult in reversed(pairs):  # first match wins
-    names = _find(regex, shapes, f"{cfg.path}.lr_mults")
+    names = tree.find(regex, shapes, f"{cfg.path}.lr_mults")
     mults |= dict.fromkeys(names, np.float32(mult))
   if decay is None:
     return mults
@@ -388,7 +376,7 @@ def _project(
     low, high = calls[0].args
     if not (is_number(low) and is_number(high) and low <= high):
       raise UserError(f"{where}: {text!r} for {regex!r}; expected two numbers, the smaller first")
-    bounds |= dict.fromkeys(_find(regex, shapes, where), (low, high))
+    bounds |= dict.fromkeys(tree.find(regex, shapes, where), (low, high))
   return _by_name(lambda n, u, p: jnp.clip(p + u, *bounds[n]) - p if n in bounds else u)
 
 

@@ -92,10 +92,7 @@ def _chosen(patterns: Sequence[str], names: Sequence[str], where: str, what: str
   """Those of `names` that a pattern matches; a pattern that matches none is an error."""
   if isinstance(patterns, str):
     raise UserError(f"{where} = {patterns!r}; expected a tuple of regular expressions")
-  for pattern in patterns:
-    if not any(tree.matches(pattern, n) for n in names):
-      raise UserError(f"{where}: {pattern!r} matches no {what}")
-  return {n for n in names if tree.first_match(patterns, n) is not None}
+  return {name for pattern in patterns for name in tree.find(pattern, names, where, what)}
 
 
 # ---------------------------------------------------------------------------------------- weights

@@ -1,10 +1,12 @@
 """Pytrees by path: the one regex semantics behind sharding, learning rates, decay and freezing."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+
+from big_vision_like.config import UserError
 
 PyTree = Any
 
@@ -34,6 +36,23 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
       node = node.setdefault(parent, {})
     node[last] = leaf
   return out
+
+
+def find(pattern: str, names: Iterable[str], where: str, what: str = "parameter") -> list[str]:
+  """Those of the paths `names` that match.
+
+  Raises:
+    UserError: none does, or it is not a regular expression; `where` begins the message.
+  """
+  names = list(names)
+  try:
+    found = [name for name in names if matches(pattern, name)]
+  except re.error as e:
+    raise UserError(f"{where}: {pattern!r} is not a regular expression: {e}") from None
+  if not found:
+    some = ", ".join(names[:3])
+    raise UserError(f"{where}: {pattern!r} matches no {what}; paths are such as {some}")
+  return found
 
 
 def average(old: PyTree, new: PyTree, keep: Any) -> PyTree:

@@ -234,7 +234,14 @@ def test_freeze_has_no_gradient_and_no_optimizer_state():
   assert (embedding(after) != embedding(start)).any()
 
 
-@pytest.mark.parametrize("patterns, message", [(("imag",), "'imag'"), ((".*",), "freezes all")])
+@pytest.mark.parametrize(
+  "patterns, message",
+  [
+    (("imag",), "'imag'"),
+    ((".*",), "freezes all"),
+    (("(image/.*",), r"'\(image/\.\*' is not a regular expression"),
+  ],
+)
 def test_freeze_mistakes(patterns, message):
   with pytest.raises(UserError, match=message):
     train.build(tiny.config(freeze=patterns), num_examples=100)

@@ -13,6 +13,7 @@ import numpy as np
 from big_vision_like import axes
 from big_vision_like.config import Config, UserError
 from big_vision_like.input import ops, pipeline
+from big_vision_like.input.randomness import generator
 from big_vision_like.input.sources import open_source
 
 
@@ -108,8 +109,7 @@ class Split:
 
   def _examples(self, rows: Sequence[int]) -> list[dict[str, Any]]:
     source, op = open_source(self.source, self.where), ops.build(self.pp, self.where)
-    rng = lambda i: np.random.Generator(np.random.Philox(key=0, counter=i << 64))
-    return [op(dict(source[int(i)]), rng(int(i))) for i in rows]
+    return [op(dict(source[int(i)]), generator(pipeline.EVAL_KEY, i)) for i in rows]
 
   def _batches(self) -> Iterator[dict[str, np.ndarray]]:
     return pipeline.eval_batches(

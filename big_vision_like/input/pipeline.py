@@ -16,12 +16,14 @@ import numpy as np
 
 from big_vision_like.config import Config, UserError, whole_number, wrap
 from big_vision_like.input import ops
+from big_vision_like.input.randomness import generator
 from big_vision_like.input.sources import open_source
 
 Batch = dict[str, np.ndarray]
 
 # Sources that draw their examples use small keys: the ops must not see the same numbers again.
 _OPS_KEY = 1 << 64
+EVAL_KEY = 0
 
 
 class _Preprocess:
@@ -39,7 +41,7 @@ class _Preprocess:
     for attempt in range(len(self.source)):
       chosen = (index + attempt) % len(self.source)
       try:
-        rng = np.random.Generator(np.random.Philox(key=_OPS_KEY + self.seed, counter=at << 64))
+        rng = generator(_OPS_KEY + self.seed, at)
         return self.op(dict(self.source[chosen]), rng)
       except Exception as e:
         self._count(chosen, e)
@@ -166,8 +168,7 @@ def eval_batches(
       at = np.arange(start, start + batch_size)[process_index * local :][:local]
       rows = []
       for i in np.minimum(at, len(data) - 1):
-        rng = np.random.Generator(np.random.Philox(key=0, counter=int(i) << 64))
-        rows.append({"index": int(i), **op(dict(data[int(i)]), rng)})
+        rows.append({"index": int(i), **op(dict(data[int(i)]), generator(EVAL_KEY, i))})
       yield {**_stack(rows), "_mask": at < len(data)}
 
   return batches()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from big_vision_like.config import unknown, whole_number
+from big_vision_like.input.randomness import generator
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -80,10 +81,9 @@ class _DigitPairs:
     return self.size
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    index = int(index)  # NumPy's 64 bits would lose it in the shift below
     if not 0 <= index < self.size:
       raise IndexError(index)
-    rng = np.random.Generator(np.random.Philox(key=self.seed, counter=index << 64))
+    rng = generator(self.seed, index)
     left, right = self.pairs[rng.integers(len(self.pairs))]
     image = np.concatenate([self.images[rng.choice(self.by_digit[d])] for d in (left, right)], 1)
     template = _templates()[rng.integers(len(_templates()))]

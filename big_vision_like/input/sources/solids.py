@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from big_vision_like.config import unknown, whole_number
+from big_vision_like.input.randomness import generator
 
 SHAPES = ("sphere", "cube", "cylinder", "cone")
 COLOURS = {
@@ -132,13 +133,12 @@ class _Solids:
     return self.examples
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    index = int(index)  # NumPy's 64 bits would lose it in the shift below
     if not 0 <= index < self.examples:
       raise IndexError(index)
     label = self.labels[index % len(self.labels)]
     colour, shape = CLASSES[label].split()
     if index not in self.views:
-      rng = np.random.Generator(np.random.Philox(key=self.seed, counter=index << 64))
+      rng = generator(self.seed, index)
       azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(*ELEVATION))
       self.views[index] = _view(shape, colour, azimuth, elevation, self.size)
     return {"image": self.views[index], "label": label, "text": f"a {colour} {shape}"}
