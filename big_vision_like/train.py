@@ -402,7 +402,7 @@ def write_pictures(
 # ------------------------------------------------------------------------------------------- main
 
 
-def _reason(e: Exception) -> str:
+def flag_error(e: Exception) -> str:
   """What ml_collections has to say, without its wrapping."""
   while len(e.args) == 1 and isinstance(e.args[0], Exception):
     e = e.args[0]
@@ -426,7 +426,7 @@ def main(argv: list[str] | None = None) -> int:
     if values["config"].value is not None:
       values["config"].value.to_dict()  # a file that is not there is noticed only now
   except Exception as e:  # a config file may raise anything
-    raise UserError(_reason(e)) from None
+    raise UserError(flag_error(e)) from None
   if len(rest) > 1:
     raise UserError(f"unknown argument {rest[1]!r}; flags are --config, --workdir, --force_config")
   for name in ("config", "workdir"):
