@@ -339,32 +339,11 @@ class Module:
   def _moved_by_fusion(self, here: dict[str, Instruction], at: Instruction) -> int:
     """Operands that are only sliced count as their slices, updates in place as the update."""
     inner = self.computations[dict(_CALLS.findall(at.attrs))["calls"]]
-    users: dict[str, list[Instruction]] = {}
-    for user in inner.values():
-      for o in user.operands:
-        users.setdefault(o, []).append(user)
     total = 0
     for param in inner.values():
-      if param.opcode != "parameter":
-        continue
-      outer = here[at.operands[int(param.inside)]]
-      if not outer.hbm_bytes:
-        continue
-      reads, todo = 0, [param]
-      while todo:
-        value = todo.pop()
-        for user in users.get(value.name, []):
-          if user.opcode == "bitcast":
-            todo.append(user)
-          elif (
-            user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == value.name
-          ):
-            reads += user.bytes
-          elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == value.name):
-            reads = outer.hbm_bytes
-            todo.clear()
-            break
-      total += min(reads, outer.hbm_bytes)
+      if param.opcode == "parameter":
+        outer = here[at.operands[int(param.inside)]]
+        total += min(self._read(inner, param), outer.hbm_bytes) if outer.hbm_bytes else 0
     root = _through(inner, _root(inner).name)
     parts = [_through(inner, o) for o in root.operands] if root.opcode == "tuple" else [root]
     if len(parts) != len(at.arrays):
@@ -373,6 +352,28 @@ class Module:
       in_place = part.opcode == "dynamic-update-slice"
       size = inner[part.operands[1]].bytes if in_place else array.bytes
       total += size if array.in_hbm else 0
+    return total
+
+  def _read(self, inner: dict[str, Instruction], value: Instruction) -> int:
+    """Bytes of `value` that a fused computation looks at; fusions may hold fusions."""
+    total = 0
+    for user in inner.values():
+      if value.name not in user.operands:
+        continue
+      first = user.operands[0] == value.name
+      if user.opcode == "dynamic-update-slice" and first:
+        continue  # in place
+      if user.opcode == "bitcast":
+        total += self._read(inner, user)
+      elif user.opcode in ("dynamic-slice", "slice", "gather") and first:
+        total += user.bytes
+      elif user.opcode == "fusion":
+        nested = self.computations[dict(_CALLS.findall(user.attrs))["calls"]]
+        for param in nested.values():
+          if param.opcode == "parameter" and user.operands[int(param.inside)] == value.name:
+            total += self._read(nested, param)
+      else:
+        return value.bytes
     return total
 
 
