@@ -32,12 +32,12 @@ def main(argv: list[str] | None = None) -> int:
   from big_vision_like import train as trainer
   from tools.plan import aot, report, search
 
-  argv = sys.argv[1:] if argv is None else argv
-  if {"--help", "-h"} & set(argv):
+  argv = argv or sys.argv
+  if {"--help", "-h"} & set(argv[1:]):
     print(__doc__)
     return 0
   try:
-    rest = values(["plan", *argv])
+    rest = values(argv)
     if values["config"].value is not None:
       values["config"].value.to_dict()  # a file that is not there is noticed only now
   except Exception as e:  # a config file may raise anything
