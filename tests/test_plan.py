@@ -81,9 +81,8 @@ def test_compiled_for_simulated_devices(compiled):
   assert blocks == 2 * (4 * 64 * 64 + 2 * 64 * 256) * 4
   assert total(plan, "all-gather") == split_bytes(plan) + blocks
   assert {tuple(c["axes"]) for c in plan["collectives"]} == {("fsdp",)}
-  # The ring hands on 16 / 8 texts of 64 numbers, at least 7 times.
-  hops = [c for c in plan["collectives"] if c["kind"] == "collective-permute"]
-  assert min(c["bytes"] for c in hops) >= 2 * 64 * 2 and sum(c["count"] for c in hops) >= 7
+  # The ring hands on 16 / 8 texts of 64 float32 and their gradients, 7 hops or a few more.
+  assert 14 * 2 * 64 * 4 <= total(plan, "collective-permute") <= 18 * 2 * 64 * 4
   assert plan["loops_of_unknown_length"] == 0
   assert 0 < plan["loss_alone"]["temporaries"] < plan["memory"]["temporaries"]
   held = plan["sharding"]["totals"]
@@ -124,9 +123,9 @@ def test_what_xla_refuses_is_told_with_what_would_help(monkeypatch):
   text = report.render(plan)
   assert "DOES NOT FIT: needs 31.14 GiB of 15.75 GiB" in text and "ESTIMATED" in text
   frees = {k["knob"]: k["frees"] for k in plan["knobs"]}
-  full, some = frees["remat=full on every tower"], frees["remat=dots_no_batch on every tower"]
+  full, some = frees["remat = full on every tower"], frees["remat = dots_no_batch on every tower"]
   assert full > some > 0
-  assert frees["config.grad_cache=2"] == plan["memory"]["estimated_activations"] // 2
+  assert frees["config.grad_cache = 2"] == plan["memory"]["estimated_activations"] // 2
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,35 @@ def test_slices_count_as_slices_and_fast_memory_not_at_all():
   assert found.collectives == [hlo.Collective("all-gather", ("fsdp",), 4, 16 * F32, 1)]
 
 
+SLICES = """HloModule slices
+
+%all-reduce-scatter (x: f32[16]) -> f32[4] {
+  %x = f32[16]{0} parameter(0)
+  %sum = f32[16]{0} all-reduce(%x), channel_id=3, replica_groups={{0,1,2,3}}, to_apply=%add
+  %at = s32[] constant(0)
+  ROOT %mine = f32[4]{0} dynamic-slice(%sum, %at), dynamic_slice_sizes={4}
+}
+
+ENTRY %main (x.1: f32[16]) -> f32[4] {
+  %x.1 = f32[16]{0} parameter(0)
+  %part = f32[4]{0} fusion(%x.1), kind=kCustom, calls=%all-reduce-scatter
+  %token = token[] after-all()
+  %send = (f32[4]{0}, u32[], token[]) send(%part, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[4]{0}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2
+  %got = (f32[4]{0}, token[]) recv-done(%recv), channel_id=1
+  ROOT %result = f32[4]{0} get-tuple-element(%got), index=0
+}
+"""
+
+
+def test_slices_reduce_within_and_then_between():
+  assert hlo.merged(cost(SLICES).collectives) == [
+    hlo.Collective("reduce-scatter", ("fsdp",), 4, 16 * F32, 1),
+    hlo.Collective("all-reduce", ("replica",), 2, 4 * F32, 1),
+  ]
+
+
 BRANCHES = """HloModule branches
 
 %cheap (x: f32[8]) -> f32[8] {

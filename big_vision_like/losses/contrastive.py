@@ -157,7 +157,7 @@ def logit_statistics(
   negative = jnp.sum(jnp.sum(x, axis=0) * jnp.sum(y, axis=0)) - positive
   return {
     "positive_logit": scale * positive / n + bias,
-    "negative_logit": scale * negative / max(n * (n - 1), 1) + bias,
+    "negative_logit": scale * negative / max(float(n) * (n - 1), 1.0) + bias,
   }
 
 

@@ -238,13 +238,23 @@ class Module:
     self, computation: str, at: Instruction, mesh: dict[str, int]
   ) -> Collective | None:
     kind = at.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES:
+    if kind not in COLLECTIVES and kind != "send":
       return None
     size = sum(self.computations[computation][o].bytes for o in at.operands)
     if kind == "collective-permute":
       pairs = re.search(r"source_target_pairs=(\{\{.*?\}\})", at.attrs)
       moves = [p for p in _lists(pairs[1]) if p[0] != p[1]] if pairs else []
       return Collective(kind, mesh_axes(moves, mesh), 2, size, 1) if moves else None
+    if (
+      kind == "send"
+    ):  # TPU slices exchange through their hosts; the outermost axis lies between them
+      kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', at.attrs)
+      if kind is None:
+        return None
+      size = self.computations[computation][at.operands[0]].bytes
+      kind, axis = kind[1].lower().replace("_", "-"), next(n for n, s in mesh.items() if s > 1)
+      n = mesh[axis]
+      return Collective(kind, (axis,), n, size * (n if kind == "all-gather" else 1), 1)
     groups = replica_groups(at.attrs, math.prod(mesh.values()))
     n = len(groups[0])
     if n == 1:
@@ -324,7 +334,7 @@ class Module:
       return 0
     if opcode == "custom-call" and any(f'"{t}"' in at.attrs for t in FREE_TARGETS):
       return 0
-    if opcode.endswith("-start"):  # its result names the operand too
+    if opcode.endswith("-start") or opcode in ("send", "recv"):  # the result names the operand too
       return at.hbm_bytes
     if opcode in ("dynamic-slice", "slice", "gather"):
       read = at.bytes if here[at.operands[0]].hbm_bytes else 0

@@ -134,24 +134,29 @@ def _knobs(
     for policy in REMAT:
       size = estimate.shapes(built, rows, policy).activations
       if size not in seen:
-        out.append((f"remat={policy} on every tower", shapes.activations - size))
+        out.append((f"remat = {policy} on every tower", shapes.activations - size))
         seen.add(size)
   if rows > 1:
     key = "grad_cache" if built.method.split else "grad_accum"
     value = 2 * (config.get(key) or 1)
-    out.append((f"config.{key}={value}", shapes.activations // 2))
+    out.append((f"config.{key} = {value}", shapes.activations // 2))
   held, mesh = built.table.totals(), built.table.mesh
-  if mesh["replica"] > 1:
-    state = sum(held.values())
-    what = f"config.mesh.replica=1 (fsdp={mesh['replica'] * mesh['fsdp']})"
-    out.append((what, state - state // mesh["replica"]))
+  shards = mesh[axes.REPLICA] * mesh[axes.FSDP]
+  rules = built.config.sharding.rules or sharding.DEFAULT_RULES
+  best = (sum(held.values()), "")
+  for replica in (2**i for i in range(shards.bit_length()) if shards % 2**i == 0):
+    sizes = {**mesh, axes.REPLICA: replica, axes.FSDP: shards // replica}
+    _, table = sharding.plan(built.abstract, rules, make_mesh({"mesh": sizes}, topology, None))
+    what = f"config.mesh.replica = {replica} (fsdp = {shards // replica})"
+    best = min(best, (sum(table.totals().values()), what), key=lambda x: x[0])
+  out.append((best[1], sum(held.values()) - best[0]))
   if held.get("opt", 0) > held["params"]:
     optim = {"name": "adafactor", "lr": 1e-3, "schedule": {"name": "constant"}}
     try:
       other = trainer.build({**config, "optim": optim}, num_examples=None, mesh=built.mesh)
     except UserError:  # a method with optimizer groups of its own has no such choice
       return _ranked(out)
-    out.append(("config.optim.name=adafactor", held["opt"] - other.table.totals().get("opt", 0)))
+    out.append(("config.optim.name = adafactor", held["opt"] - other.table.totals().get("opt", 0)))
   return _ranked(out)
 
 
@@ -194,7 +199,7 @@ def render(plan: Mapping[str, Any]) -> str:
     + (f" in {plan['micro_batches']} parts" if plan["micro_batches"] > 1 else "")
     + f"   steps {plan['total_steps']:,}",
     "",
-    plan["sharding_text"],
+    *_shortened(plan["sharding_text"]),
     "",
     f"memory of a device ({memory['by']}): {fits}: needs {size(memory['peak'])} "
     f"of {size(memory['limit'])}",
@@ -238,6 +243,17 @@ def render(plan: Mapping[str, Any]) -> str:
   if plan["loops_of_unknown_length"]:
     lines.append(f"{plan['loops_of_unknown_length']} loops of unknown length count once")
   return "\n".join(lines)
+
+
+def _shortened(table: str, most: int = 3) -> list[str]:
+  """The sharding table with a few of its notes; all are in the JSON."""
+  lines = table.splitlines()
+  notes = [i for i, line in enumerate(lines) if line.startswith("note: ")]
+  if len(notes) <= most:
+    return lines
+  kept = lines[: notes[most]] + lines[notes[-1] + 1 :]
+  kept.insert(notes[most], f"... and {len(notes) - most} more notes")
+  return kept
 
 
 def _collectives(plan: Mapping[str, Any], most: int = 12) -> list[str]:
