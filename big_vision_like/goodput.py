@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 CATEGORIES = {
-  "startup": "start-up: imports of data, shapes, initialisation, the first compile",
+  "startup": "start-up with its compile, and shut-down",
   "restore": "reading and verifying a checkpoint",
   "compute": "training steps that are part of the final state",
   "data_wait": "the device had nothing to do because the next batch was not there",
@@ -70,10 +70,10 @@ class Ledger:
       self._book()
       self._phases.pop()
 
-  def compiled(self) -> None:
-    """Start-up is over: from here on time outside of every phase is `compute`."""
+  def otherwise(self, category: str) -> None:
+    """From here on time outside of every phase is of `category`; at first it is `startup`."""
     self._book()
-    self._phases[0] = "compute"
+    self._phases[0] = category
 
   def _book(self) -> None:
     now = max(self._clock(), self._booked)

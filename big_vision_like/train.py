@@ -308,7 +308,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
         before, (state, measured) = measured, train_step(state, batch)
         profiler.after(at, measured)
         if at == start + 1:
-          ledger.compiled()
+          ledger.otherwise("compute")
         else:  # looked at while the next one runs: the device never waits for the host
           check_finite(at - 1, before, ids, workdir)
         stop = guard.requested(at)
@@ -334,6 +334,8 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
 
         # Saved last: whatever a step logs is on disk before the step can be resumed from.
         if save:
+          if last:
+            ledger.otherwise("startup")  # nothing that follows is training
           ledger.mark(at)
           with ledger.phase("checkpoint"):
             saved.save(at, state)

@@ -41,7 +41,7 @@ def start(tmp_path, clock, step, startup=10.0, restore=0.0):
   with ledger.phase("restore"):
     clock.add(restore)
   ledger.resume(step)
-  ledger.compiled()
+  ledger.otherwise("compute")
   return ledger
 
 
@@ -116,7 +116,7 @@ def test_killed_during_start_up(tmp_path):
 def test_phases_inside_of_phases_count_once():
   clock = Clock()
   ledger = goodput.Ledger(clock)
-  ledger.compiled()
+  ledger.otherwise("compute")
   with ledger.phase("evaluation"):
     clock.add(2)
     with pytest.raises(KeyError), ledger.phase("checkpoint"):
@@ -155,7 +155,7 @@ def test_written_every_few_seconds_and_by_process_0_only(tmp_path, monkeypatch):
   ledger = goodput.Ledger(clock, write_seconds=10)
   ledger.open(tmp_path)
   ledger.resume(0)
-  ledger.compiled()
+  ledger.otherwise("compute")
   seen = []
   for _ in range(8):
     clock.add(4)

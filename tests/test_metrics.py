@@ -106,7 +106,7 @@ class Clock:
   def __init__(self):
     self.now = 0.0
     self.ledger = goodput.Ledger(lambda: self.now)
-    self.ledger.compiled()
+    self.ledger.otherwise("compute")
 
   def spend(self, seconds, phase=None):
     with self.ledger.phase(phase) if phase else contextlib.nullcontext():
