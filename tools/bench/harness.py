@@ -150,7 +150,8 @@ def alternate(runs: Mapping[str, Run], options: Options) -> dict[str, list[float
 def matmul(options: Options) -> tuple[Run, int]:
   """A large matrix product and its FLOPs: what this machine's peak is measured by.
 
-  In f32 on a CPU, bf16 elsewhere. Random numbers: on products of constants a GPU draws less power and clocks higher than ever again.
+  In f32 on a CPU, bf16 elsewhere. Random numbers: on products of constants a GPU draws less power
+  and clocks higher than it ever will again.
   """
   on_cpu = jax.default_backend() == "cpu"
   size = 256 if options.smoke else 1024 if on_cpu else 16_384
