@@ -32,19 +32,22 @@ class Target(NamedTuple):
 
   Attributes:
     row: of that table.
-    gate, stretch: what has to be reached, and what is aimed at.
+    gate: what has to be reached.
+    stretch: what is aimed at, or None.
     at_most: the value has to stay below the bounds; otherwise it has to reach them.
   """
 
   row: str
   gate: float
-  stretch: float
+  stretch: float | None = None
   at_most: bool = False
 
   def met(self, value: float) -> bool:
     return value <= self.gate if self.at_most else value >= self.gate
 
-  def stretch_met(self, value: float) -> bool:
+  def stretch_met(self, value: float) -> bool | None:
+    if self.stretch is None:
+      return None
     return value <= self.stretch if self.at_most else value >= self.stretch
 
 

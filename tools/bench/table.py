@@ -17,7 +17,8 @@ def cells(row: Row) -> tuple[str, ...]:
   target = ""
   if row.target is not None:
     sign = "<=" if row.target.at_most else ">="
-    target = f"{row.target.row}: {sign} {row.target.gate:g} / {row.target.stretch:g}"
+    bounds = [b for b in (row.target.gate, row.target.stretch) if b is not None]
+    target = f"{row.target.row}: {sign} " + " / ".join(f"{b:g}" for b in bounds)
     if row.value is not None:
       met = "stretch" if row.target.stretch_met(row.value) else "gate"
       target += f" {met} met" if row.target.met(row.value) else " MISSED"
