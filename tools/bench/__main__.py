@@ -1,4 +1,4 @@
-"""Benchmarks against peers: python -m tools.bench --suite {gpu,input,loss,step}
+"""Benchmarks against peers: python -m tools.bench --suite {checkpoint,gpu,input,loss,step}
 
     [--only REGEX] [--repeats N] [--json FILE] [--smoke] [--xla-flags FLAGS]
 
@@ -18,7 +18,7 @@ import jax
 from big_vision_like.config import UserError, run_main, unknown
 from tools.bench import harness, table
 
-SUITES = ("gpu", "input", "loss", "step")
+SUITES = ("checkpoint", "gpu", "input", "loss", "step")
 
 
 def main(argv: list[str] | None = None) -> int:
