@@ -221,7 +221,7 @@ def _checksums(folder: pathlib.Path, names: Sequence[str]) -> dict[str, list[Any
 
   def crc(piece: tuple[str, int]) -> int:
     name, start = piece
-    with (folder / name).open("rb", buffering=0) as f:
+    with (folder / name).open("rb") as f:
       f.seek(start)
       return zlib.crc32(f.read(_PIECE_BYTES))
 

@@ -229,7 +229,10 @@ class Progress:
       self._bar.stop()
 
   def update(self, step: int, *, loss: float) -> dict[str, float]:
-    """`perf/...` of the time since the update before, for the logs."""
+    """`perf/...` of the time since the update before, for the logs; goodput is the whole run's.
+
+    The shares are of the wall time; start-up and traces take what is missing to 100 %.
+    """
     now = self._ledger.here()
     spent = {k: v - self._spent[k] for k, v in now.items()}
     training = max(spent["compute"] + spent["data_wait"], 1e-9)

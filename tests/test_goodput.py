@@ -113,6 +113,15 @@ def test_killed_during_start_up(tmp_path):
   assert spent(tmp_path) == dict(startup=13, down=30)
 
 
+def test_an_account_younger_than_the_checkpoint(tmp_path):
+  """What led to step 7 is not known; what is done after it and again is lost all the same."""
+  clock = Clock()
+  steps(start(tmp_path, clock, 7), clock, 8, 9)
+  assert spent(tmp_path) == dict(startup=10, compute=4, data_wait=1)
+  start(tmp_path, clock, 7)
+  assert spent(tmp_path) == dict(startup=20, lost=5)
+
+
 def test_phases_inside_of_phases_count_once():
   clock = Clock()
   ledger = goodput.Ledger(clock)
