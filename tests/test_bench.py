@@ -96,6 +96,19 @@ def test_targets_and_cells():
   assert text.endswith("1 of 2 gates met\n")
 
 
+def test_a_terminal_gets_a_live_table():
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  with table.Table("loss", {"device": "cpu"}, Terminal()) as shown:
+    for name in ("first", "[red]second"):
+      shown.add(Row(name, "x", 1.0, target=Target("1", 2.0)))
+  text = shown.out.getvalue()
+  assert "first" in text and "[red]" in text and "MISSED" in text
+  assert text.endswith("0 of 2 gates met\n")
+
+
 @pytest.mark.parametrize(
   "args, message",
   [

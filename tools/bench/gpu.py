@@ -26,8 +26,9 @@ from big_vision_like.config import UserError, wrap
 from tools.bench import harness, torch_peers
 from tools.bench.harness import Options, Row, Run, Target, compare, share_of_peak
 
-# torch takes its memory from the same card.
-ENV = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# torch takes the rest of the card. Held from the start and not grown: a step's temporaries are one
+# piece, which a pool grown piece by piece may not have.
+ENV = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.6"}
 
 OPTIM = dict(name="adamw", lr=1e-4, b2=0.95, weight_decay=0.05, schedule=dict(name="constant"))
 VARIANTS = (  # scan over depth, remat policy
@@ -45,7 +46,8 @@ class Model(NamedTuple):
   Attributes:
     config: name of the file in `configs/`.
     arg: its arguments.
-    batches: sizes to try alone, from large to small; pairs start at a quarter of the first.
+    batches: sizes to try alone, from large to small; pairs start at a quarter of the first, since
+      both models are in memory.
     share: bound of the share of the peak, or None.
     peer: `(method's config, batch, bfloat16) -> (compile -> run)`, or None.
   """
@@ -72,11 +74,10 @@ def _mae_peer(config: Any, batch: int, bfloat16: bool) -> Callable[[bool], Run]:
 
 
 def _model(config: str, variant: str, first: int, gate: float, stretch: float) -> Model:
-  """Batches from `first` on, each about 3/4 or 2/3 of the one before."""
+  """Batches from `first` down to 8, by 3/4 and 2/3 in turns."""
   batches = [first]
-  while batches[-1] > 8:
-    halved = batches[-1] // 2
-    batches += [halved * 3 // 2, halved]
+  while batches[-1] > 16:
+    batches += [batches[-1] * 3 // 4, batches[-1] // 2]
   peer = {"siglip": _siglip_peer, "mae": _mae_peer}[config]
   return Model(config, f"variant={variant}", tuple(batches), Target("G", gate, stretch), peer)
 
@@ -84,11 +85,11 @@ def _model(config: str, variant: str, first: int, gate: float, stretch: float) -
 MODELS = {
   "siglip_s16": _model("siglip", "S/16", 1024, 0.40, 0.50),
   "siglip_b16": _model("siglip", "B/16", 512, 0.50, 0.60),
-  "siglip_l16": _model("siglip", "L/16", 256, 0.55, 0.65),
-  "siglip_so400m14": _model("siglip", "So400m/14", 128, 0.57, 0.66),
+  "siglip_l16": _model("siglip", "L/16", 192, 0.55, 0.65),
+  "siglip_so400m14": _model("siglip", "So400m/14", 96, 0.57, 0.66),
   "mae_b16": _model("mae", "B/16", 1024, 0.45, 0.57),
   "mae_l16": _model("mae", "L/16", 512, 0.50, 0.61),
-  "dino_b16": Model("dino", "variant=B/16", (192, 128, 96, 64, 48, 32, 16, 8)),
+  "dino_b16": Model("dino", "variant=B/16", (128, 96, 64, 48, 32, 16, 8)),
 }
 TINY_CHANGES = {
   "dtype": "float32",
@@ -105,7 +106,7 @@ TINY = {
 
 
 def rows(options: Options) -> Iterator[Row]:
-  """Pairs first: what XLA's allocator has taken for a large batch it does not give back to torch.
+  """All rows of the suite.
 
   Raises:
     UserError: a suite of this size without a GPU.
@@ -114,11 +115,9 @@ def rows(options: Options) -> Iterator[Row]:
     raise UserError(
       f"--suite gpu needs a GPU, found {jax.default_backend()}; --smoke runs anywhere"
     )
-  models = TINY if options.smoke else MODELS
-  for name, model in models.items():
-    yield from _pair(options, name, model)
-  for name, model in models.items():
+  for name, model in (TINY if options.smoke else MODELS).items():
     yield from _alone(options, name, model)
+    yield from _pair(options, name, model)
 
 
 # ------------------------------------------------------------------------------------------- steps
