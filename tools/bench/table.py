@@ -51,13 +51,14 @@ class Table:
     about = "  ".join(f"{k} {_number(v)}" for k, v in self.machine.items() if v)
     print(about, file=self.out, flush=True)
     if self.out.isatty():
+      from rich.console import Console
       from rich.live import Live
       from rich.table import Table as Rich
 
       self._rich = Rich(title=self.title)
       for name in COLUMNS:
         self._rich.add_column(name, justify="right" if name in RIGHT else "left", overflow="fold")
-      self._live = Live(self._rich, auto_refresh=False)
+      self._live = Live(self._rich, console=Console(file=self.out), auto_refresh=False)
       self._live.start()
     return self
 
