@@ -306,5 +306,5 @@ def test_every_default_compiles_or_is_told_not_to_fit(name, topology):
   config = importlib.import_module(f"configs.{name}").get_config().to_dict()
   parsed = chips.parse(topology)
   plan = report.make(config, parsed, chips.devices(parsed), aot.Progress())
+  print(report.render(plan))  # pytest -s shows it
   assert plan["compiled"] or plan["memory"]["peak"] > plan["memory"]["limit"]
-  assert report.render(plan)
