@@ -5,7 +5,8 @@
     step/<model>/best                        the best of those
 
 The full step: bf16 compute, f32 parameters, AdamW, the state donated; attention by cuDNN where
-`layers.attention` picks it. `--xla-flags` tries flags; `--smoke` is a tiny f32 model on any device.
+`layers.attention` picks it. `--smoke` is a tiny f32 model on any device. Flags to try, shown in the
+rows: `--xla-flags=--xla_gpu_enable_latency_hiding_scheduler=true`.
 Nothing here reads data: neither grain nor tensorflow-datasets has to be installed.
 """
 
@@ -239,7 +240,10 @@ def _pair(options: Options, name: str, model: Model) -> Iterator[Row]:
     peers = {k: lambda compile=compile: both()(compile) for k, compile in kinds.items()}
     targets = dict.fromkeys(kinds, AHEAD)
     found = list(compare(options, f"pair/{name}", lambda: ours().run, peers, targets=targets))
-    return [_with_rates(r, ours().values, ours().flops) if r.ours else r for r in found]
+    if all(row.ours is None for row in found):  # nothing ran: torch is not installed
+      return found
+    values = ours().values | {"torch_peak_bytes": torch_peers.peak_bytes()}
+    return [_with_rates(row, values, ours().flops) for row in found]
 
   batches = [b for b in model.batches if b <= max(model.batches[0] // 4, model.batches[-1])]
   found = first_that_fits(batches, attempt)
@@ -254,8 +258,6 @@ def _with_rates(row: Row, values: Mapping[str, Any], flops: int) -> Row:
     "peer_examples_per_s": batch / row.peer.median,
     "flop_per_s": flops / row.ours.median,
   }
-  if (peak := torch_peers.peak_bytes()) is not None:
-    rates["torch_peak_bytes"] = peak
   return row._replace(values={**values, **rates})
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from big_vision_like import goodput
 from big_vision_like.config import UserError
 from big_vision_like.input import ops, pipeline, sources
 from tools.bench.harness import Options, Row, Run, Target, compare
@@ -266,8 +267,11 @@ def stall_share(
   with pipeline.prefetch_to_device(stream, lambda batch: batch) as batches:
     next(batches)
     compute()
-    batches.wait_seconds, began = 0.0, time.perf_counter()
+    ledger = goodput.Ledger()
     for _ in range(steps):
-      next(batches)
-      compute()
-    return batches.wait_seconds / (time.perf_counter() - began)
+      with ledger.phase("data_wait"):
+        next(batches)
+      with ledger.phase("compute"):
+        compute()
+    spent = ledger.here()
+    return spent["data_wait"] / sum(spent.values())
