@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from big_vision_like.config import unknown
+from big_vision_like.layers import fused
 
 xavier = nn.initializers.xavier_uniform()
 IMPLS = ("xla", "cudnn")
@@ -53,6 +54,8 @@ def attention(
   impl = pick(q, k, mask) if impl is None else impl
   if impl not in IMPLS:
     raise unknown("attention impl", impl, IMPLS)
+  if impl == "xla" and mask is None and not causal and fused.usable(q, k, v):
+    return fused.attention(q, k, v)
   return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=impl)
 
 
@@ -92,7 +95,7 @@ class MultiHeadAttention(nn.Module):
     context = x if context is None else context
 
     def heads(name: str, y: jax.Array) -> jax.Array:
-      y = nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name=name)(y)
+      y = fused.Dense(width, kernel_init=xavier, dtype=self.dtype, name=name)(y)
       return rearrange(y, "B N (H d) -> B N H d", H=self.num_heads)
 
     q = heads("query", x)
@@ -108,5 +111,5 @@ class MultiHeadAttention(nn.Module):
         mask = jnp.arange(k.shape[1])[None, None, None, :] <= position
     y = attention(q, k, v, mask=mask, causal=causal)
     y = rearrange(y, "B N H d -> B N (H d)")
-    y = nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name="out")(y)
+    y = fused.Dense(width, kernel_init=xavier, dtype=self.dtype, name="out")(y)
     return y if cache is None else (y, {"key": k, "value": v})

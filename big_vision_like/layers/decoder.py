@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vision_like import axes
+from big_vision_like.layers import fused
 from big_vision_like.layers.attention import MultiHeadAttention
 from big_vision_like.layers.mlp import Mlp
 from big_vision_like.layers.transformer import rematted
@@ -35,7 +36,7 @@ class DecoderBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, cache: Cache | None, context, mask, position, train: bool):
-    norm = lambda name: nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
+    norm = lambda name: fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
     drop = nn.Dropout(self.dropout, deterministic=not train)
     new = None if cache is None else dict(cache)
 
@@ -120,7 +121,7 @@ class Decoder(nn.Module):
         x, layer = block(*args, name=f"block_{i}")(x, layer, context, mask, position, train)
         caches.append(layer)
       cache = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
-    x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
+    x = fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
     return x if cache is None else (x, cache)
 
   @nn.nowrap
@@ -152,5 +153,5 @@ class AttentionalPool(nn.Module):
     queries = jnp.broadcast_to(queries, (x.shape[0], *queries.shape[1:]))
     queries = axes.constrain(queries, axes.BATCH)
     y = MultiHeadAttention(self.num_heads, self.dtype, name="attn")(queries, x)
-    y = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
+    y = fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
     return axes.constrain(y, axes.BATCH)

@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 
 from big_vision_like import axes
+from big_vision_like.layers import fused
 from big_vision_like.layers.attention import xavier
 
 GELU = {
-  "tanh": lambda x: nn.gelu(x, approximate=True),
+  "tanh": lambda x: (fused.gelu_tanh if fused.usable(x) else nn.gelu)(x),
   "exact": lambda x: nn.gelu(x, approximate=False),
   "quick": lambda x: x * nn.sigmoid(1.702 * x),
 }
@@ -31,8 +32,8 @@ class Mlp(nn.Module):
     """[B, N, D] -> [B, N, D]."""
     init = dict(kernel_init=xavier, bias_init=nn.initializers.normal(1e-6), dtype=self.dtype)
     width = x.shape[-1]
-    x = nn.Dense(self.mlp_dim, name="up", **init)(x)
+    x = fused.Dense(self.mlp_dim, name="up", **init)(x)
     x = axes.constrain(x, axes.BATCH, axes.SEQUENCE, axes.TENSOR)
     x = GELU[self.gelu](x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return nn.Dense(width, name="down", **init)(x)
+    return fused.Dense(width, name="down", **init)(x)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from big_vision_like.config import UserError
+from big_vision_like.layers import fused
 
 
 def grid_of(height: int, width: int, patch: tuple[int, int]) -> tuple[int, int]:
@@ -45,4 +46,4 @@ class PatchEmbed(nn.Module):
     """[B, H, W, C] -> [B, N, D]."""
     grid_of(image.shape[1], image.shape[2], self.patch_size)
     x = patchify(image.astype(self.dtype), self.patch_size)
-    return nn.Dense(self.width, self.use_bias, dtype=self.dtype, name="proj")(x)
+    return fused.Dense(self.width, self.use_bias, dtype=self.dtype, name="proj")(x)

@@ -9,9 +9,11 @@ import numpy as np
 
 from big_vision_like import axes
 from big_vision_like.config import UserError, unknown
+from big_vision_like.layers import fused
 from big_vision_like.layers.attention import MultiHeadAttention, xavier
 from big_vision_like.layers.drop_path import DropPath
 from big_vision_like.layers.mlp import GELU, Mlp
+from big_vision_like.layers.probe_attention import ProbeAttention
 
 # What the backward pass keeps: everything, only block inputs, matrix products, or those of them
 # that have no batch dimension: the projections, not the N x N scores (the usual choice for
@@ -75,7 +77,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, drop_path, mask, rope, causal: bool, train: bool):
-    norm = lambda name: nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
+    norm = lambda name: fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
     drop = nn.Dropout(self.dropout, deterministic=not train)
     path = (lambda y: y) if drop_path is None else lambda y: DropPath()(y, drop_path, train=train)
     x = axes.constrain_batch(x)
@@ -130,7 +132,7 @@ class Encoder(nn.Module):
       for i in range(self.depth):
         rate = float(rates[i]) if drops else None
         x, _ = block(*args, name=f"block_{i}")(x, rate, mask, rope, causal, train)
-    return nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
+    return fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
 
 
 class MapPool(nn.Module):
@@ -148,10 +150,8 @@ class MapPool(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """[B, N, D] -> [B, D]; mask [B, 1, 1, N] is True where a token counts."""
-    probe = self.param("probe", xavier, (1, 1, x.shape[-1]))
-    probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
-    probe = axes.constrain(probe, axes.BATCH)
-    y = MultiHeadAttention(self.num_heads, self.dtype, name="attn")(probe, x, mask=mask)
+    probe = self.param("probe", xavier, (1, 1, x.shape[-1]))[0].astype(self.dtype)
+    y = ProbeAttention(self.num_heads, self.dtype, name="attn")(probe, x, mask)
     y = axes.constrain(y, axes.BATCH)
-    z = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
-    return (y + Mlp(self.mlp_dim, self.gelu, 0.0, self.dtype, name="mlp")(z))[:, 0]
+    z = fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
+    return y + Mlp(self.mlp_dim, self.gelu, 0.0, self.dtype, name="mlp")(z)

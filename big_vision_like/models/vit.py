@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from big_vision_like import axes
 from big_vision_like.config import UserError, call, unknown
+from big_vision_like.layers import fused
 from big_vision_like.layers import pos_embed as pos
 from big_vision_like.layers.patch_embed import PatchEmbed, grid_of
 from big_vision_like.layers.transformer import Encoder, MapPool, check
@@ -133,7 +134,7 @@ class ViT(nn.Module):
     if self.pos_embed == "rope":
       rope = pos.rope_2d(grid, self.width // self.num_heads, prefix=count)
     if self.pre_norm:
-      x = nn.LayerNorm(epsilon=self.eps, dtype=dtype, name="pre_norm")(x)
+      x = fused.LayerNorm(epsilon=self.eps, dtype=dtype, name="pre_norm")(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     x = Encoder(
       self.depth,
@@ -160,7 +161,7 @@ class ViT(nn.Module):
     if self.pool != "none":
       x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
-      x = nn.Dense(self.num_classes, self.head_bias, dtype=dtype, name="head")(x)
+      x = fused.Dense(self.num_classes, self.head_bias, dtype=dtype, name="head")(x)
       x = out["logits"] = axes.constrain_batch(x)
     return x, out
 
