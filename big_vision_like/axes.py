@@ -38,7 +38,7 @@ def size(names: str | tuple[str, ...]) -> int:
 
 
 def platform() -> str:
-  """ "cpu", "gpu" or "tpu": of the ambient mesh's devices, which may be abstract; else the default."""
+  """`cpu`, `gpu` or `tpu`: of the ambient mesh, whose devices may be abstract; else the default."""
   mesh = jax.sharding.get_abstract_mesh()
   device = None if mesh.empty else mesh.abstract_device
   return jax.default_backend() if device is None else device.platform
