@@ -42,8 +42,10 @@ class PatchEmbed(nn.Module):
   use_bias: bool = True
 
   @nn.compact
-  def __call__(self, image: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, N, D]."""
+  def __call__(self, image: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+    """[B, H, W, C] -> [B, N, D], or with `keep` int32 [B, n] of those patches only, [B, n, D]."""
     grid_of(image.shape[1], image.shape[2], self.patch_size)
     x = patchify(image.astype(self.dtype), self.patch_size)
+    if keep is not None:
+      x = jnp.take_along_axis(x, keep[:, :, None], axis=1)
     return fused.Dense(self.width, self.use_bias, dtype=self.dtype, name="proj")(x)
