@@ -248,12 +248,13 @@ def _compiles(options: Options, name: str, size: Size) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------ counts
 
 
-def _unrolled(node: Any, batch: int | None = None) -> Any:
-  """The config without scan and remat."""
+def _unrolled(node: Any) -> Any:
+  """The config without remat, and without scan wherever a transformer can have one."""
   if not isinstance(node, Mapping):
     return node
-  out = {k: _unrolled(v) for k, v in node.items()}
-  return {**out, "scan": False, "remat": "none"} if "remat" in out else out
+  out = {k: "none" if k == "remat" else _unrolled(v) for k, v in node.items()}
+  name = node.get("name", "vit" if "remat" in node else None)
+  return out | ({"scan": False} if name == "vit" else {})
 
 
 def _lowered_flops(method: str, smoke: bool) -> tuple[float, int]:
