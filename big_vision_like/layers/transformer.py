@@ -154,4 +154,5 @@ class MapPool(nn.Module):
     y = ProbeAttention(self.num_heads, self.dtype, name="attn")(probe, x, mask)
     y = axes.constrain(y, axes.BATCH)
     z = fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
-    return y + Mlp(self.mlp_dim, self.gelu, 0.0, self.dtype, name="mlp")(z)
+    mlp = Mlp(self.mlp_dim, self.gelu, 0.0, self.dtype, name="mlp")
+    return y + mlp(z[:, None])[:, 0]
