@@ -38,9 +38,8 @@ def size(names: str | tuple[str, ...]) -> int:
 
 
 def platform() -> str:
-  """`cpu`, `gpu` or `tpu`: of the ambient mesh, whose devices may be abstract; else the default."""
-  mesh = jax.sharding.get_abstract_mesh()
-  device = None if mesh.empty else mesh.abstract_device
+  """cpu, gpu or tpu: that of the ambient mesh, which may be a pod that is not here, or of jax."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
 
 
