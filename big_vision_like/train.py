@@ -140,7 +140,10 @@ def model_flops(built: Built) -> int:
   config = config_lib.wrap(plain(built.config.to_dict())).timed(built.durations)
   method = make_method(config)
   rng, count = jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
-  with axes.ambient(built.mesh):
+  # As if tokens were not split: padding and scores that are computed again are not the model's.
+  mesh = built.mesh.abstract_mesh
+  sizes = tuple(1 if n == axes.SEQUENCE else size for n, size in mesh.shape.items())
+  with axes.ambient(mesh.update(axis_sizes=sizes)):
     return flops.count(
       value_and_grad(method), built.abstract.params, built.abstract.aux, built.batch, rng, count
     )

@@ -12,6 +12,7 @@ from big_vision_like.config import UserError, unknown
 from big_vision_like.layers.attention import MultiHeadAttention, xavier
 from big_vision_like.layers.drop_path import DropPath
 from big_vision_like.layers.mlp import GELU, Mlp
+from big_vision_like.layers.sequence import cut_tokens, pad_tokens
 
 # What the backward pass keeps: everything, only block inputs, matrix products, or those of them
 # that have no batch dimension: the projections, not the N x N scores (the usual choice for
@@ -94,6 +95,10 @@ class Encoder(nn.Module):
 
   `scan` compiles one block and stacks its parameters on a leading axis (`blocks/...`); otherwise
   they are `block_0`, `block_1`, ... Stochastic depth grows linearly to `drop_path`.
+
+  Where the mesh splits tokens over `sequence` and they do not divide, they are padded once around
+  all blocks and the padding is hidden from attention. Dropout then draws other numbers than on one
+  device.
   """
 
   depth: int
@@ -110,6 +115,8 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x, *, mask=None, rope=None, causal: bool = False, train: bool = False):
     """[B, N, D] -> [B, N, D]; mask [B, 1, N, N] is True where a token may look."""
+    length = x.shape[1]
+    x, mask = pad_tokens(x, mask)
     block = rematted(Block, self.remat, scan=self.scan, static=(3, 4, 5))  # rope, causal, train
     if self.gelu not in GELU:
       raise unknown("gelu", self.gelu, list(GELU))
@@ -130,7 +137,7 @@ class Encoder(nn.Module):
       for i in range(self.depth):
         rate = float(rates[i]) if drops else None
         x, _ = block(*args, name=f"block_{i}")(x, rate, mask, rope, causal, train)
-    return nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
+    return cut_tokens(nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x), length)
 
 
 class MapPool(nn.Module):
@@ -148,6 +155,7 @@ class MapPool(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """[B, N, D] -> [B, D]; mask [B, 1, 1, N] is True where a token counts."""
+    x, mask = pad_tokens(x, mask)
     probe = self.param("probe", xavier, (1, 1, x.shape[-1]))
     probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
     probe = axes.constrain(probe, axes.BATCH)
