@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
 from big_vision_like import axes
 from big_vision_like.config import unknown
@@ -83,7 +84,8 @@ class MultiHeadAttention(nn.Module):
   """Vaswani et al. 2017, Sec. 3.2. Parameters query, key, value, out: kernel [D, D], bias [D].
 
   Kernels are flat so that tensor parallelism is one rule: the last axis of query, key and value,
-  the first of out. `rope(q or k) -> q or k` rotates [B, N, H, d] before the product.
+  the first of out. `rope(q or k) -> q or k` rotates [B, N, H, d] before the product. Remat policies
+  know the intermediates query, key, value and attention, [B, N, D] each.
 
   With a `cache` of keys and values the result is (y, cache). Three uses, for decoding:
 
@@ -116,6 +118,7 @@ class MultiHeadAttention(nn.Module):
 
     def heads(name: str, y: jax.Array) -> jax.Array:
       y = nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name=name)(y)
+      y = checkpoint_name(y, name)
       return rearrange(y, "B N (H d) -> B N H d", H=self.num_heads)
 
     q = heads("query", x)
@@ -130,6 +133,6 @@ class MultiHeadAttention(nn.Module):
         k, v = write(cache["key"], k), write(cache["value"], v)
         mask = jnp.arange(k.shape[1])[None, None, None, :] <= position
     y = attention(q, k, v, mask=mask, causal=causal)
-    y = rearrange(y, "B N H d -> B N (H d)")
+    y = checkpoint_name(rearrange(y, "B N H d -> B N (H d)"), "attention")
     y = nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name="out")(y)
     return y if cache is None else (y, {"key": k, "value": v})

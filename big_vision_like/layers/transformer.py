@@ -14,15 +14,20 @@ from big_vision_like.layers.drop_path import DropPath
 from big_vision_like.layers.mlp import GELU, Mlp
 from big_vision_like.layers.sequence import cut_tokens, pad_tokens
 
-# What the backward pass keeps: everything, only block inputs, matrix products, or those of them
-# that have no batch dimension: the projections, not the N x N scores (the usual choice for
-# transformers, which MaxText calls "minimal").
+# What the backward pass keeps of a block beside its input; the rest is computed again.
+# experiments/performance/remat.md has bytes and FLOPs of each, and which to choose when.
+_keep = jax.checkpoint_policies
 REMAT = {
+  # All that autodiff asks for: also norms, the softmax and what lies between its casts.
   "none": None,
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_saveable,
-  "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # All products, also the N x N scores of attention.
+  "dots": _keep.dots_saveable,
+  # Products with parameters: query, key, value, out, up. No norm, no gelu, no N x N scores.
+  "dots_no_batch": _keep.dots_with_no_batch_dims_saveable,
+  # The MLP's hidden layer before its gelu.
+  "up": _keep.save_only_these_names("up"),
+  # Nothing.
+  "full": _keep.nothing_saveable,
 }
 DTYPES = ("float32", "bfloat16", "float16")
 
