@@ -1,8 +1,12 @@
 """One step on a mesh equals one step on one device: loss, gradient norm, updated parameters."""
 
 import importlib
+import importlib.util
 import json
+import os
 import random
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -113,3 +117,37 @@ def test_replica_between_two_processes_equals_one_process(tmp_path):
   assert mesh == dict(replica=2, fsdp=2, tensor=1, sequence=2)
   trainer.train(tiny.config(steps=3), tmp_path / "one")
   np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+
+
+TPU_SLICES = """
+import jax
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from big_vision_like import axes, sharding, step
+from big_vision_like import train as trainer
+from big_vision_like.config import wrap
+from tests import tiny
+
+slices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4", num_slices=2)
+mesh = sharding.make_mesh(dict(replica=2, fsdp=-1, sequence=2), slices.devices)
+assert tuple(mesh.shape.values()) == (2, 4, 1, 2), mesh
+assert [{d.slice_index for d in row.flat} for row in mesh.devices] == [{0}, {1}]
+built = trainer.build(wrap(tiny.config()), num_examples=1000, mesh=mesh)
+rows = NamedSharding(mesh, jax.P(axes.of_batch(mesh)))
+batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in built.batch.items()}
+with jax.set_mesh(mesh):
+  train_step = step.make_train_step(built.method, built.tx, seed=0, shardings=built.shardings)
+  text = train_step.lower(built.abstract, batch).compile().as_text()
+# Between slices XLA:TPU sends and receives over the network; within one it has collectives.
+assert " send(" in text and " all-gather(" in text
+"""
+
+
+@pytest.mark.slow  # half a minute of XLA:TPU
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_step_compiles_for_two_tpu_slices():
+  env = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+  run = subprocess.run(
+    [sys.executable, "-c", TPU_SLICES], env=env, capture_output=True, text=True, timeout=600
+  )
+  assert run.returncode == 0, run.stderr[-2000:]
