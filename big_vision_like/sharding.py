@@ -35,10 +35,12 @@ MIN_SIZE = 4096  # smaller leaves stay whole: splitting them costs more than it 
 def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """`{"replica": 1, "fsdp": -1, "tensor": 1, "sequence": 1}` -> a mesh over all devices.
 
-  -1 takes what is left. On TPU slices `replica` goes between slices where it equals their number.
+  -1 takes what is left. Over several TPU slices or GPU nodes, `replica` goes between them as far as
+  it reaches, then `fsdp`; `tensor` and `sequence` stay within one.
 
   Raises:
-    UserError: an unknown axis, a size that is not a number, or a product that is not all devices.
+    UserError: an unknown axis, a size that is not a number, a product that is not all devices, or
+      one that does not fit TPU slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   for name, size in cfg.items():
@@ -56,17 +58,51 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
     raise UserError(f"config.mesh: {shape} does not use all {len(devices)} devices")
   if free:
     sizes[free[0]] = len(devices) // fixed
-  shape, auto = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
+  auto = (AxisType.Auto,) * len(sizes)
+  if len(groups := granules(devices)) > 1:
+    return Mesh(_between(groups, sizes), axes.ALL, axis_types=auto)
+  return jax.make_mesh(tuple(sizes.values()), axes.ALL, axis_types=auto, devices=devices)
 
-  slices = {getattr(d, "slice_index", 0) for d in devices}
-  if len(slices) > 1 and sizes[axes.REPLICA] == len(slices):
-    from jax.experimental import mesh_utils
 
-    grid = mesh_utils.create_hybrid_device_mesh(
-      (1, *shape[1:]), (shape[0], 1, 1, 1), devices=devices
+def granules(devices: Sequence[Any]) -> list[list[Any]]:
+  """Devices by what shares a fast network: TPU slices and GPU nodes, which jax numbers as
+  `slice_index`; where it does not, processes, unless they are the hosts of one TPU slice."""
+  keys = ("slice_index",) if devices[0].platform == "tpu" else ("slice_index", "process_index")
+  for key in keys:
+    groups: dict[int, list[Any]] = {}
+    for device in devices:
+      groups.setdefault(getattr(device, key, None) or 0, []).append(device)
+    if len(groups) > 1:
+      return [groups[index] for index in sorted(groups)]
+  return [list(devices)]
+
+
+def _between(groups: list[list[Any]], sizes: Mapping[str, int]) -> np.ndarray:
+  """The mesh's devices where `replica`, then `fsdp`, lie between the groups, the rest within one.
+
+  Raises:
+    UserError: TPU slices that this does not fit; other devices are laid out in their order.
+  """
+  from jax.experimental import mesh_utils
+
+  count, shape = len(groups), tuple(sizes.values())
+  replica = math.gcd(sizes[axes.REPLICA], count)
+  outer = (replica, count // replica, 1, 1)
+  fits = len({len(g) for g in groups}) == 1 and sizes[axes.FSDP] % outer[1] == 0
+  if not fits and groups[0][0].platform == "tpu":
+    text = " x ".join(f"{n}={s}" for n, s in sizes.items())
+    raise UserError(
+      f"config.mesh: {text} over {count} slices of {len(groups[0])} devices; replica x fsdp must "
+      f"be a multiple of {count}, tensor and sequence must stay within a slice"
     )
-    return Mesh(grid, axes.ALL, axis_types=auto)
-  return jax.make_mesh(shape, axes.ALL, axis_types=auto, devices=devices)
+  if not fits:
+    return np.asarray([d for group in groups for d in group]).reshape(shape)
+  inner = tuple(a // b for a, b in zip(shape, outer))
+  # An axis may take a part of a dimension of the torus where none fits whole.
+  grids = [mesh_utils.create_device_mesh(inner, g, allow_split_physical_axes=True) for g in groups]
+  # [replica, fsdp between; replica, fsdp, tensor, sequence within] -> each axis joined.
+  grid = np.stack(grids).reshape(*outer[:2], *inner).transpose(0, 2, 1, 3, 4, 5)
+  return grid.reshape(shape)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
