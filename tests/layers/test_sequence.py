@@ -212,7 +212,7 @@ def test_memory_falls_with_the_axis():
       grad = jax.jit(jax.grad(lambda p, x: jnp.sum(model.apply(p, x) ** 2)))
       temp[shards] = grad.lower(params, x).compile().memory_analysis().temp_size_in_bytes
   assert temp[1] > 32 * 2**20
-  assert temp[4] < temp[1] / 8, temp
+  assert temp[4] < temp[1] / 7, temp
 
 
 def test_products_of_the_ring_are_counted_on_every_device_and_hop():
