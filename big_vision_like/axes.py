@@ -50,20 +50,39 @@ def ambient(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
   return jax.set_mesh(mesh)
 
 
-def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
-  """Constrains the sharding of `x`, a mesh axis (or tuple of them) or None for each dimension.
+def automatic() -> bool:
+  """Whether XLA splits arrays over an ambient mesh here: there is one, of several devices, and this
+  is not the inside of a `shard_map`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not (mesh.empty or mesh.size == 1 or mesh._any_axis_manual)
+
+
+def sequence_shards() -> int:
+  """Over how many devices tokens are split here; 1 inside a `shard_map`."""
+  return size(SEQUENCE) if automatic() else 1
+
+
+def partition(shape: tuple[int, ...], *spec: str | tuple[str, ...] | None) -> P:
+  """A mesh axis (or tuple of them) or None for each dimension -> a PartitionSpec that fits.
 
   Missing trailing entries are None. An axis that the ambient mesh lacks, or by whose size the
-  dimension does not divide, is left out: a constraint is advice to XLA, never an error.
+  dimension does not divide, is left out.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or mesh._any_axis_manual:
-    return x
   dims = []
-  for dim, names in zip(x.shape, spec + (None,) * (x.ndim - len(spec)), strict=True):
+  for dim, names in zip(shape, spec + (None,) * (len(shape) - len(spec)), strict=True):
     names = present(names)
     dims.append(names if names and dim % size(names) == 0 else None)
-  return jax.lax.with_sharding_constraint(x, P(*dims))
+  return P(*dims)
+
+
+def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
+  """Constrains the sharding of `x` to `partition(x.shape, *spec)`: advice to XLA, never an error.
+
+  Does nothing without an ambient mesh of several devices.
+  """
+  if not automatic():
+    return x
+  return jax.lax.with_sharding_constraint(x, partition(x.shape, *spec))
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

@@ -59,24 +59,103 @@ def mesh_sizes(cfg: Mapping[str, int], devices: int) -> dict[str, int]:
 def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh over all devices, its sizes by `mesh_sizes`.
 
-  On TPU slices `replica` goes between slices where it equals their number.
+  Over several TPU slices or GPU nodes, `replica` goes between them as far as it reaches, then
+  `fsdp`; `tensor` and `sequence` stay within one. Within one, `fsdp` follows a ring of neighbours.
 
   Raises:
-    UserError: as `mesh_sizes`.
+    UserError: as `mesh_sizes`, or sizes that do not fit TPU slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = mesh_sizes(cfg, len(devices))
-  shape, auto = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
+  groups = granules(devices)
+  if len(groups) > 1:
+    grid = _between(groups, sizes)
+  else:
+    grid = _within(devices, tuple(sizes.values()))
+  return Mesh(grid, axes.ALL, axis_types=(AxisType.Auto,) * len(sizes))
 
-  slices = {getattr(d, "slice_index", 0) for d in devices}
-  if len(slices) > 1 and sizes[axes.REPLICA] == len(slices):
-    from jax.experimental import mesh_utils
 
-    grid = mesh_utils.create_hybrid_device_mesh(
-      (1, *shape[1:]), (shape[0], 1, 1, 1), devices=devices
+def granules(devices: Sequence[Any]) -> list[list[Any]]:
+  """Devices by what shares a fast network: TPU slices and GPU nodes, which jax numbers as
+  `slice_index`; where it does not, processes, unless they are the hosts of one TPU slice."""
+  keys = ("slice_index",) if devices[0].platform == "tpu" else ("slice_index", "process_index")
+  for key in keys:
+    groups: dict[int, list[Any]] = {}
+    for device in devices:
+      groups.setdefault(getattr(device, key, None) or 0, []).append(device)
+    if len(groups) > 1:
+      return [groups[index] for index in sorted(groups)]
+  return [list(devices)]
+
+
+def _between(groups: list[list[Any]], sizes: Mapping[str, int]) -> np.ndarray:
+  """The mesh's devices where `replica`, then `fsdp`, lie between the groups, the rest within one.
+
+  Raises:
+    UserError: TPU slices that this does not fit; other devices are laid out in their order.
+  """
+  count, shape = len(groups), tuple(sizes.values())
+  replica = math.gcd(sizes[axes.REPLICA], count)
+  outer = (replica, count // replica, 1, 1)
+  fits = len({len(g) for g in groups}) == 1 and sizes[axes.FSDP] % outer[1] == 0
+  if not fits and groups[0][0].platform == "tpu":
+    text = " x ".join(f"{n}={s}" for n, s in sizes.items())
+    raise UserError(
+      f"config.mesh: {text} over {count} slices of {len(groups[0])} devices; replica x fsdp must "
+      f"be a multiple of {count}, tensor and sequence must stay within a slice"
     )
-    return Mesh(grid, axes.ALL, axis_types=auto)
-  return jax.make_mesh(shape, axes.ALL, axis_types=auto, devices=devices)
+  if not fits:
+    return np.asarray([d for group in groups for d in group]).reshape(shape)
+  inner = tuple(a // b for a, b in zip(shape, outer))
+  grids = [_within(group, inner) for group in groups]
+  # [replica, fsdp between; replica, fsdp, tensor, sequence within] -> each axis joined.
+  grid = np.stack(grids).reshape(*outer[:2], *inner).transpose(0, 2, 1, 3, 4, 5)
+  return grid.reshape(shape)
+
+
+def _within(devices: list[Any], shape: tuple[int, ...]) -> np.ndarray:
+  """The devices of one slice or node, `fsdp` along a ring of neighbours where there is one."""
+  from jax.experimental import mesh_utils
+
+  # An axis may take a part of a dimension of the torus where none fits whole.
+  grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  if hasattr(devices[0], "coords"):
+    grid = grid[:, ring_order([d.coords for d in grid[0, :, 0, 0]])]
+  return grid
+
+
+def ring_order(coords: Sequence[Sequence[int]]) -> list[int]:
+  """An order of chips in which each is next to the one before, and the last to the first.
+
+  Only between neighbours XLA:TPU exchanges (`ppermute`) while it computes: the ring losses need it.
+  Chips that do not fill a box, or are odd in number, so that there is no such way, or lie on one
+  line, keep their order.
+
+  Args:
+    coords: of the chips, such as (x, y, z).
+
+  Returns:
+    Indices into `coords`.
+  """
+  values = [sorted(set(axis)) for axis in zip(*coords)]
+  sizes = sorted((len(v) for v in values if len(v) > 1), reverse=True)
+  same = list(range(len(coords)))
+  if math.prod(sizes) != len(coords) or len(coords) % 2 or len(sizes) < 2:
+    return same
+  # An axis of even size goes first; the others are one long path, in serpentines.
+  dims = sorted((i for i, v in enumerate(values) if len(v) > 1), key=lambda i: len(values[i]) % 2)
+  first, *rest = dims
+  path: list[dict[int, int]] = [{}]
+  for dim in rest:
+    turns = [values[dim][:: 1 if i % 2 == 0 else -1] for i in range(len(path))]
+    path = [cell | {dim: at} for cell, turn in zip(path, turns) for at in turn]
+  # To and fro along the path without its first cell, and back through the first cells.
+  ring = [{first: values[first][0]} | path[0]]
+  for i, at in enumerate(values[first]):
+    ring += [{first: at} | cell for cell in path[1:][:: 1 if i % 2 == 0 else -1]]
+  ring += [{first: at} | path[0] for at in values[first][:0:-1]]
+  where = {tuple(c[d] for d in dims): i for i, c in enumerate(coords)}
+  return [where[tuple(cell[d] for d in dims)] for cell in ring]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

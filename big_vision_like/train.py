@@ -143,10 +143,16 @@ def model_flops(built: Built) -> int:
   config = config_lib.wrap(plain(built.config.to_dict())).timed(built.durations)
   method = make_method(config)
   rng, count = jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
-  with axes.ambient(built.mesh):
-    return flops.count(
-      value_and_grad(method), built.abstract.params, built.abstract.aux, built.batch, rng, count
-    )
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+  params, aux = jax.tree.map(shape, (built.abstract.params, built.abstract.aux))
+  # As if tokens were not split (jax wants as many devices, so `tensor` takes them): padding and
+  # scores that are computed again are not the model's.
+  mesh = built.mesh.abstract_mesh
+  sizes = dict(mesh.shape)
+  sizes[axes.TENSOR] *= sizes[axes.SEQUENCE]
+  sizes[axes.SEQUENCE] = 1
+  with axes.ambient(mesh.update(axis_sizes=tuple(sizes.values()))):
+    return flops.count(value_and_grad(method), params, aux, built.batch, rng, count)
 
 
 # --------------------------------------------------------------------------------------- workdir

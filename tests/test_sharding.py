@@ -1,5 +1,8 @@
 """Meshes, rules and the table; a state that is born sharded."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +74,50 @@ def test_make_mesh_of_some_devices():
 def test_mesh_mistakes(cfg, message):
   with pytest.raises(UserError, match=message):
     sharding.make_mesh(cfg)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """What a mesh over several slices, nodes or processes looks at."""
+
+  id: int
+  slice_index: int | None
+  process_index: int
+  platform: str = "gpu"
+  device_kind: str = "test"
+
+
+@pytest.mark.parametrize(
+  "cfg, groups, want",
+  [  # the group at each [replica, fsdp] of what is left after tensor and sequence
+    (dict(replica=2, fsdp=2, tensor=2), 2, [[0, 0], [1, 1]]),
+    (dict(replica=4, fsdp=2), 2, [[0, 0], [0, 0], [1, 1], [1, 1]]),
+    (dict(fsdp=4, sequence=2), 2, [[0, 0, 1, 1]]),
+    (dict(replica=2, fsdp=4), 4, [[0, 0, 1, 1], [2, 2, 3, 3]]),
+    (dict(replica=1, fsdp=1, tensor=8), 2, None),  # tensor between nodes: in their order
+  ],
+  ids=str,
+)
+@pytest.mark.parametrize("by", ["slice_index", "process_index"])
+def test_replica_goes_between_slices_nodes_and_processes(monkeypatch, cfg, groups, want, by):
+  monkeypatch.setattr(sharding, "Mesh", lambda grid, names, axis_types: grid)
+  rank = {"slice_index": None, "process_index": 0}
+  devices = [Device(i, **{**rank, by: i * groups // 8}) for i in range(8)]
+  grid = sharding.make_mesh(cfg, devices[::-1])
+  assert sorted(d.id for d in grid.flat) == list(range(8))
+  if want is not None:
+    groups_there = np.vectorize(lambda d: getattr(d, by))(grid)
+    want = np.asarray(want)[:, :, None, None]
+    np.testing.assert_array_equal(groups_there, np.broadcast_to(want, grid.shape))
+
+
+def test_hosts_of_one_tpu_slice_are_one_group():
+  devices = [Device(i, None, i // 4, "tpu") for i in range(8)]
+  assert sharding.granules(devices) == [devices]
+  two = [Device(i, i // 4, i // 2, "tpu") for i in range(8)]
+  assert sharding.granules(two) == [two[:4], two[4:]]
+  with pytest.raises(UserError, match=r"tensor=8.* over 2 slices of 4 devices"):
+    sharding.make_mesh(dict(tensor=8), two)
 
 
 def test_batch(mesh8):
@@ -233,3 +280,24 @@ def test_state_is_born_sharded(mesh8):
   assert int(out.step) == 0
   one = state.init(METHOD, tx, key, BATCH)
   np.testing.assert_array_equal(out.params["up"]["kernel"], one.params["up"]["kernel"])
+
+
+# -------------------------------------------------------------------------------------------- ring
+
+
+@pytest.mark.parametrize(
+  "box", [(4, 4, 1), (16, 16, 1), (4, 3, 1), (3, 4, 1), (2, 2, 1), (4, 4, 4), (3, 4, 5), (2, 3, 3)]
+)
+def test_ring_of_neighbours(box):
+  coords = list(itertools.product(*map(range, box)))
+  order = sharding.ring_order(coords)
+  assert sorted(order) == list(range(len(coords)))
+  for i, j in zip(order, [*order[1:], order[0]]):
+    assert sum(abs(a - b) for a, b in zip(coords[i], coords[j])) == 1
+
+
+@pytest.mark.parametrize("box", [(3, 3, 1), (1, 8, 1), (1, 1, 1)])
+def test_no_ring_keeps_the_order(box):
+  coords = list(itertools.product(*map(range, box)))
+  assert sharding.ring_order(coords) == list(range(len(coords)))
+  assert sharding.ring_order([(0, 0), (0, 1), (1, 0), (2, 2)]) == [0, 1, 2, 3]  # no box

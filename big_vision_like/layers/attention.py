@@ -7,29 +7,48 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
+from big_vision_like import axes
 from big_vision_like.config import unknown
+from big_vision_like.layers import fused, sequence
 
 xavier = nn.initializers.xavier_uniform()
-IMPLS = ("xla", "cudnn")
+IMPLS = ("xla", "cudnn", *sequence.IMPLS)
+RING_FROM = 512  # keys
 
 
 def pick(
   q: jax.Array, k: jax.Array, mask: jax.Array | None = None, backend: str | None = None
 ) -> str:
-  """The kernel for these shapes on `backend` (None: the default one): "cudnn" or "xla".
+  """The kernel for these shapes on `backend` (None: the default one), one of `IMPLS`.
 
   cuDNN's flash attention takes half precision and heads of a multiple of 8 up to 128 (256 from
   Hopper on; 128 is what every card has), and a mask only over even lengths where a gradient may be
   taken. What it would refuse goes to XLA, so that a model never depends on the card.
+
+  Where the mesh splits tokens over `sequence`:
+
+      xla         too few queries to split, as a pooling probe: XLA splits the keys by itself
+      all_gather  one collective and cuDNN's kernel where that takes the shapes, keys that do not
+                  divide, and short sequences: below `RING_FROM` keys the scores (1.5 x 4 bytes for
+                  each head and key, D N / 11 a token for heads of 64) are less than the other
+                  activations of a block (about 40 D bytes in half precision)
+      ring        the rest: as many bytes travel, but neither scores nor gathered keys are kept
   """
+  shards, n, m = axes.sequence_shards(), q.shape[1], k.shape[1]
+  if shards > 1 and n % shards:
+    return "xla"
+  n //= shards
   flash = (
     (backend or jax.default_backend()) == "gpu"
     and q.dtype in (jnp.bfloat16, jnp.float16)
     and q.shape[-1] % 8 == 0
     and q.shape[-1] <= 128
-    and (mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0))
+    and (mask is None or (n % 2 == 0 and m % 2 == 0))
   )
+  if shards > 1:
+    return "all_gather" if flash or m % shards or m < RING_FROM else "ring"
   return "cudnn" if flash else "xla"
 
 
@@ -44,15 +63,22 @@ def attention(
 ) -> jax.Array:
   """softmax(q k^T / sqrt(d)) v. q [B, N, H, d], k and v [B, M, H, d] -> [B, N, H, d].
 
-  `mask` [B, 1 or H, N, M] is True where a query may look; `causal` lets query i see keys j <= i.
-  `impl` is "xla", "cudnn" or None: the one that `pick` finds. Softmax in float32.
+  `mask` [1 or B, 1 or H, 1 or N, M] is True where a query may look; `causal` lets query i see keys
+  j <= i. `impl` is one of `IMPLS`, or None: the one that `pick` finds. "ring" and "all_gather" are
+  for tokens that are split over the mesh axis `sequence`. Softmax in float32.
 
   Raises:
-    UserError: an unknown `impl`.
+    UserError: an unknown `impl`; "ring" or "all_gather" with lengths that do not divide.
   """
   impl = pick(q, k, mask) if impl is None else impl
   if impl not in IMPLS:
     raise unknown("attention impl", impl, IMPLS)
+  if impl in sequence.IMPLS:
+    return sequence.attention(q, k, v, mask, causal, impl, local=attention)
+  if impl == "cudnn" and mask is not None:
+    mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
+  if impl == "xla" and mask is None and not causal and fused.usable(q, k, v):
+    return fused.attention(q, k, v)
   return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=impl)
 
 
@@ -60,7 +86,8 @@ class MultiHeadAttention(nn.Module):
   """Vaswani et al. 2017, Sec. 3.2. Parameters query, key, value, out: kernel [D, D], bias [D].
 
   Kernels are flat so that tensor parallelism is one rule: the last axis of query, key and value,
-  the first of out. `rope(q or k) -> q or k` rotates [B, N, H, d] before the product.
+  the first of out. `rope(q or k) -> q or k` rotates [B, N, H, d] before the product. Remat policies
+  know the intermediates query, key, value and attention, [B, N, D] each.
 
   With a `cache` of keys and values the result is (y, cache). Three uses, for decoding:
 
@@ -92,7 +119,8 @@ class MultiHeadAttention(nn.Module):
     context = x if context is None else context
 
     def heads(name: str, y: jax.Array) -> jax.Array:
-      y = nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name=name)(y)
+      y = fused.Dense(width, kernel_init=xavier, dtype=self.dtype, name=name)(y)
+      y = checkpoint_name(y, name)
       return rearrange(y, "B N (H d) -> B N H d", H=self.num_heads)
 
     q = heads("query", x)
@@ -107,6 +135,6 @@ class MultiHeadAttention(nn.Module):
         k, v = write(cache["key"], k), write(cache["value"], v)
         mask = jnp.arange(k.shape[1])[None, None, None, :] <= position
     y = attention(q, k, v, mask=mask, causal=causal)
-    y = rearrange(y, "B N H d -> B N (H d)")
-    y = nn.Dense(width, kernel_init=xavier, dtype=self.dtype, name="out")(y)
+    y = checkpoint_name(rearrange(y, "B N H d -> B N (H d)"), "attention")
+    y = fused.Dense(width, kernel_init=xavier, dtype=self.dtype, name="out")(y)
     return y if cache is None else (y, {"key": k, "value": v})

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from big_vision_like import axes
+from big_vision_like.layers import fused
 from big_vision_like.layers.attention import MultiHeadAttention
 from big_vision_like.layers.mlp import Mlp
+from big_vision_like.layers.sequence import cut_tokens, pad_tokens
 from big_vision_like.layers.transformer import rematted
 
 Cache = Mapping[str, Any]
@@ -34,8 +36,8 @@ class DecoderBlock(nn.Module):
   eps: float = 1e-6
 
   @nn.compact
-  def __call__(self, x, cache: Cache | None, context, mask, position, train: bool):
-    norm = lambda name: nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
+  def __call__(self, x, cache: Cache | None, context, masks, position, train: bool):
+    norm = lambda name: fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
     drop = nn.Dropout(self.dropout, deterministic=not train)
     new = None if cache is None else dict(cache)
 
@@ -47,10 +49,12 @@ class DecoderBlock(nn.Module):
       return y
 
     x = axes.constrain_batch(x)
+    mask, context_mask = masks
     here = dict(mask=mask, causal=True) if cache is None else dict(position=position)
     x = axes.constrain_batch(x + attend("attn", norm("ln1")(x), **here))
     if self.cross:
-      x = axes.constrain_batch(x + attend("cross_attn", norm("ln_cross")(x), context))
+      y = attend("cross_attn", norm("ln_cross")(x), context, mask=context_mask)
+      x = axes.constrain_batch(x + y)
     y = Mlp(self.mlp_dim, self.gelu, self.dropout, self.dtype, name="mlp")(
       norm("ln2")(x), train=train
     )
@@ -94,6 +98,11 @@ class Decoder(nn.Module):
       cache: from `new_cache`, or what the call before returned; then the result is (x, cache).
       position: int32 [] of x.
     """
+    length, masks = x.shape[1], (mask, None)
+    if cache is None:  # one token of a cache has nothing to split
+      x, mask = pad_tokens(x, mask)
+      context, context_mask = (None, None) if context is None else pad_tokens(context)
+      masks = (mask, context_mask)
     block = rematted(DecoderBlock, self.remat, scan=self.scan, static=(5,))  # train
     args = (
       self.num_heads,
@@ -112,16 +121,16 @@ class Decoder(nn.Module):
         in_axes=(0, *[nn.broadcast] * 4),
         length=self.depth,
       )
-      x, cache = stack(*args, name="blocks")(x, cache, context, mask, position, train)
+      x, cache = stack(*args, name="blocks")(x, cache, context, masks, position, train)
     else:
       caches = []
       for i in range(self.depth):
         layer = jax.tree.map(lambda leaf: leaf[i], cache)  # noqa: B023
-        x, layer = block(*args, name=f"block_{i}")(x, layer, context, mask, position, train)
+        x, layer = block(*args, name=f"block_{i}")(x, layer, context, masks, position, train)
         caches.append(layer)
       cache = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
-    x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
-    return x if cache is None else (x, cache)
+    x = fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
+    return cut_tokens(x, length) if cache is None else (x, cache)
 
   @nn.nowrap
   def new_cache(self, batch: int, length: int, width: int) -> Cache:
@@ -150,7 +159,8 @@ class AttentionalPool(nn.Module):
     init = nn.initializers.normal(self.width**-0.5)
     queries = self.param("queries", init, (1, self.num_queries, self.width)).astype(self.dtype)
     queries = jnp.broadcast_to(queries, (x.shape[0], *queries.shape[1:]))
-    queries = axes.constrain(queries, axes.BATCH)
-    y = MultiHeadAttention(self.num_heads, self.dtype, name="attn")(queries, x)
-    y = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
-    return axes.constrain(y, axes.BATCH)
+    queries = axes.constrain_batch(queries)
+    x, mask = pad_tokens(x)
+    y = MultiHeadAttention(self.num_heads, self.dtype, name="attn")(queries, x, mask=mask)
+    y = fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
+    return axes.constrain_batch(y)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from big_vision_like.config import UserError
+from big_vision_like.layers import fused
 
 
 def grid_of(height: int, width: int, patch: tuple[int, int]) -> tuple[int, int]:
@@ -41,8 +42,10 @@ class PatchEmbed(nn.Module):
   use_bias: bool = True
 
   @nn.compact
-  def __call__(self, image: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, N, D]."""
+  def __call__(self, image: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+    """[B, H, W, C] -> [B, N, D], or with `keep` int32 [B, n] of those patches only, [B, n, D]."""
     grid_of(image.shape[1], image.shape[2], self.patch_size)
     x = patchify(image.astype(self.dtype), self.patch_size)
-    return nn.Dense(self.width, self.use_bias, dtype=self.dtype, name="proj")(x)
+    if keep is not None:
+      x = jnp.take_along_axis(x, keep[:, :, None], axis=1)
+    return fused.Dense(self.width, self.use_bias, dtype=self.dtype, name="proj")(x)

@@ -55,7 +55,8 @@ def rope_2d(
 ) -> Callable[[jax.Array], jax.Array]:
   """Axial rotary positions (Su et al. 2021, in two dimensions): y in one half, x in the other.
 
-  The result rotates [B, prefix + H*W, heads, d]; the `prefix` tokens (class, registers) stay.
+  The result rotates [B, prefix + H*W, heads, d]; the `prefix` tokens (class, registers) stay, and
+  so do those past the grid (padding).
 
   Raises:
     UserError: head_dim is not a multiple of 4.
@@ -65,10 +66,11 @@ def rope_2d(
   omega = temperature ** -(np.arange(head_dim // 4) / (head_dim // 4))
   y, x = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
   angle = np.concatenate([y * omega, x * omega], axis=1)  # [H*W, d / 2]
-  angle = np.concatenate([np.zeros((prefix, head_dim // 2)), angle])[None, :, None, :]
-  sin, cos = (jnp.asarray(f(angle), jnp.float32) for f in (np.sin, np.cos))
+  angle = np.concatenate([np.zeros((prefix, head_dim // 2)), angle])
 
   def rotate(q: jax.Array) -> jax.Array:
+    padded = np.pad(angle, ((0, q.shape[1] - len(angle)), (0, 0)))[None, :, None, :]
+    sin, cos = (jnp.asarray(f(padded), jnp.float32) for f in (np.sin, np.cos))
     a, b = jnp.split(q.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(q.dtype)
 

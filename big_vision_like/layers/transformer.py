@@ -9,19 +9,27 @@ import numpy as np
 
 from big_vision_like import axes
 from big_vision_like.config import UserError, unknown
+from big_vision_like.layers import fused
 from big_vision_like.layers.attention import MultiHeadAttention, xavier
 from big_vision_like.layers.drop_path import DropPath
 from big_vision_like.layers.mlp import GELU, Mlp
+from big_vision_like.layers.probe_attention import ProbeAttention
+from big_vision_like.layers.sequence import cut_tokens, pad_tokens
 
-# What the backward pass keeps: everything, only block inputs, matrix products, or those of them
-# that have no batch dimension: the projections, not the N x N scores (the usual choice for
-# transformers, which MaxText calls "minimal").
+# What the backward pass keeps of a block beside its input; the rest is computed again.
+# experiments/performance/remat.md has bytes and FLOPs of each, and which to choose when.
+_keep = jax.checkpoint_policies
 REMAT = {
+  # All that autodiff asks for: also norms, the softmax and what lies between its casts.
   "none": None,
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_saveable,
-  "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # All products, also the N x N scores of attention.
+  "dots": _keep.dots_saveable,
+  # Products with parameters: query, key, value, out, up. No norm, no gelu, no N x N scores.
+  "dots_no_batch": _keep.dots_with_no_batch_dims_saveable,
+  # The MLP's hidden layer before its gelu.
+  "up": _keep.save_only_these_names("up"),
+  # Nothing.
+  "full": _keep.nothing_saveable,
 }
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -75,7 +83,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, drop_path, mask, rope, causal: bool, train: bool):
-    norm = lambda name: nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
+    norm = lambda name: fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
     drop = nn.Dropout(self.dropout, deterministic=not train)
     path = (lambda y: y) if drop_path is None else lambda y: DropPath()(y, drop_path, train=train)
     x = axes.constrain_batch(x)
@@ -94,6 +102,10 @@ class Encoder(nn.Module):
 
   `scan` compiles one block and stacks its parameters on a leading axis (`blocks/...`); otherwise
   they are `block_0`, `block_1`, ... Stochastic depth grows linearly to `drop_path`.
+
+  Where the mesh splits tokens over `sequence` and they do not divide, they are padded once around
+  all blocks and the padding is hidden from attention. Dropout then draws other numbers than on one
+  device.
   """
 
   depth: int
@@ -110,6 +122,8 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x, *, mask=None, rope=None, causal: bool = False, train: bool = False):
     """[B, N, D] -> [B, N, D]; mask [B, 1, N, N] is True where a token may look."""
+    length = x.shape[1]
+    x, mask = pad_tokens(x, mask)
     block = rematted(Block, self.remat, scan=self.scan, static=(3, 4, 5))  # rope, causal, train
     if self.gelu not in GELU:
       raise unknown("gelu", self.gelu, list(GELU))
@@ -130,7 +144,7 @@ class Encoder(nn.Module):
       for i in range(self.depth):
         rate = float(rates[i]) if drops else None
         x, _ = block(*args, name=f"block_{i}")(x, rate, mask, rope, causal, train)
-    return nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
+    return cut_tokens(fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x), length)
 
 
 class MapPool(nn.Module):
@@ -148,10 +162,10 @@ class MapPool(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """[B, N, D] -> [B, D]; mask [B, 1, 1, N] is True where a token counts."""
-    probe = self.param("probe", xavier, (1, 1, x.shape[-1]))
-    probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
-    probe = axes.constrain(probe, axes.BATCH)
-    y = MultiHeadAttention(self.num_heads, self.dtype, name="attn")(probe, x, mask=mask)
+    x, mask = pad_tokens(x, mask)
+    probe = self.param("probe", xavier, (1, 1, x.shape[-1]))[0].astype(self.dtype)
+    y = ProbeAttention(self.num_heads, self.dtype, name="attn")(probe, x, mask)
     y = axes.constrain(y, axes.BATCH)
-    z = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
-    return (y + Mlp(self.mlp_dim, self.gelu, 0.0, self.dtype, name="mlp")(z))[:, 0]
+    z = fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
+    mlp = Mlp(self.mlp_dim, self.gelu, 0.0, self.dtype, name="mlp")
+    return y + mlp(z[:, None])[:, 0]

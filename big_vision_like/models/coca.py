@@ -124,7 +124,9 @@ class CoCa(nn.Module):
     if length > self.max_len:
       raise UserError(f"text of {length} tokens is longer than model.max_len = {self.max_len}")
     start = jnp.full((batch, 1), self.pad_id, text.dtype)
-    x = self.embed(jnp.concatenate([start, text], axis=1))
+    # Constrained before CLS joins: XLA's partitioner sums a wrong gradient of the table where it
+    # splits 1 + L tokens unevenly over `sequence` beside `tensor` (seen with jax 0.10.2).
+    x = axes.constrain_batch(self.embed(jnp.concatenate([start, text], axis=1)))
     x = x + self.pos_embed[: length + 1].astype(x.dtype)[None]
     cls = jnp.broadcast_to(self.cls.astype(x.dtype)[None], (batch, 1, self.width))
     x = axes.constrain_batch(jnp.concatenate([x, cls], axis=1))

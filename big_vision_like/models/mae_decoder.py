@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from big_vision_like import axes
 from big_vision_like.config import call
+from big_vision_like.layers import fused
 from big_vision_like.layers.attention import xavier
 from big_vision_like.layers.pos_embed import Grid, sincos_2d
 from big_vision_like.layers.transformer import Encoder, check
@@ -57,7 +58,7 @@ class MaeDecoder(nn.Module):
       out_dim: P, pixels times channels of a patch.
     """
     dtype, count = jnp.dtype(self.dtype), prefix.shape[1]
-    dense = lambda size, name: nn.Dense(size, dtype=dtype, kernel_init=xavier, name=name)
+    dense = lambda size, name: fused.Dense(size, dtype=dtype, kernel_init=xavier, name=name)
     x = dense(self.width, "embed")(jnp.concatenate([prefix, tokens], axis=1))
     first, x = x[:, :count], x[:, count:]
     token = self.param("mask_token", nn.initializers.normal(0.02), (1, self.width))

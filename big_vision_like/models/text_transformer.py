@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from big_vision_like import axes
 from big_vision_like.config import UserError, call, unknown
+from big_vision_like.layers import fused
 from big_vision_like.layers.transformer import Encoder, MapPool, check
 from big_vision_like.models.vit import SIZES
 
@@ -91,7 +92,7 @@ class TextTransformer(nn.Module):
     if self.pool != "none":
       x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
-      x = nn.Dense(self.num_classes, self.head_bias, dtype=dtype, name="head")(x)
+      x = fused.Dense(self.num_classes, self.head_bias, dtype=dtype, name="head")(x)
       x = out["logits"] = axes.constrain_batch(x)
     return x, out
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from big_vision_like import axes
 from big_vision_like.config import UserError, call, unknown
+from big_vision_like.layers import fused
 from big_vision_like.layers import pos_embed as pos
 from big_vision_like.layers.patch_embed import PatchEmbed, grid_of
 from big_vision_like.layers.transformer import Encoder, MapPool, check
@@ -97,22 +98,22 @@ class ViT(nn.Module):
     """
     dtype = jnp.dtype(self.dtype)
     grid = grid_of(image.shape[1], image.shape[2], self.patch_size)
-    x = axes.constrain_batch(
-      PatchEmbed(self.width, self.patch_size, dtype, self.patch_bias, name="patch_embed")(image)
-    )
+    if keep is not None and self.pos_embed == "rope":
+      raise UserError("config.model: ViT pos_embed 'rope' cannot leave patches out; use sincos2d")
+    embed = PatchEmbed(self.width, self.patch_size, dtype, self.patch_bias, name="patch_embed")
+    x = axes.constrain_batch(embed(image, keep))
 
+    table = None
     if self.pos_embed == "learn":
       table_grid = grid_of(*self.image_size, self.patch_size)
       init = nn.initializers.normal(self.width**-0.5)
       table = self.param("pos_embed", init, (table_grid[0] * table_grid[1], self.width))
-      x = x + pos.resample_pos_embed(table, table_grid, grid).astype(dtype)[None]
+      table = pos.resample_pos_embed(table, table_grid, grid).astype(dtype)
     elif self.pos_embed in ("sincos2d", "sincos2d_moco"):
       table = pos.sincos_2d(grid, self.width, endpoint=self.pos_embed == "sincos2d")
-      x = x + jnp.asarray(table, dtype)[None]
-    if keep is not None:
-      if self.pos_embed == "rope":
-        raise UserError("config.model: ViT pos_embed 'rope' cannot leave patches out; use sincos2d")
-      x = axes.constrain_batch(jnp.take_along_axis(x, keep[:, :, None], axis=1))
+      table = jnp.asarray(table, dtype)
+    if table is not None:
+      x = x + (table[None] if keep is None else axes.constrain_batch(table[keep]))
 
     prefix = []
     if self.pool == "cls":
@@ -133,7 +134,7 @@ class ViT(nn.Module):
     if self.pos_embed == "rope":
       rope = pos.rope_2d(grid, self.width // self.num_heads, prefix=count)
     if self.pre_norm:
-      x = nn.LayerNorm(epsilon=self.eps, dtype=dtype, name="pre_norm")(x)
+      x = fused.LayerNorm(epsilon=self.eps, dtype=dtype, name="pre_norm")(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     x = Encoder(
       self.depth,
@@ -160,7 +161,7 @@ class ViT(nn.Module):
     if self.pool != "none":
       x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
-      x = nn.Dense(self.num_classes, self.head_bias, dtype=dtype, name="head")(x)
+      x = fused.Dense(self.num_classes, self.head_bias, dtype=dtype, name="head")(x)
       x = out["logits"] = axes.constrain_batch(x)
     return x, out
 
