@@ -159,14 +159,9 @@ def represented_bytes(built: Built) -> int:
   """Of the larger representation that a contrastive loss compares, global batch; 0 without one."""
   if built.method.split is None:
     return 0
-  with axes.ambient(built.mesh):
-    z = jax.eval_shape(
-      built.method.split[0],
-      built.abstract.params,
-      built.abstract.aux,
-      built.batch,
-      jax.random.key(0),
-    )
+  args = (built.abstract.params, built.abstract.aux, built.batch, jax.random.key(0))
+  with axes.ambient(built.mesh):  # whose devices may not be here: only shapes
+    z = jax.eval_shape(built.method.split[0], *args)
   return max(x.size * x.dtype.itemsize for x in jax.tree.leaves(z))
 
 
