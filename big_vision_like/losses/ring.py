@@ -27,7 +27,7 @@ from jax import lax
 from big_vision_like import axes
 
 # Rows and columns of a tile: small for the cache and the memory, large for the matrix unit. 256 is
-# measured (`tools.bench --suite loss`), 512 is what hides a product's start-up on accelerators.
+# measured (`tools.bench --suite loss`); 512 is a guess for accelerators, whose smallest is 128.
 TILE = {"cpu": 256, "gpu": 512, "tpu": 512}
 
 
@@ -68,14 +68,15 @@ def all_pairs(
     row_sums, column_sums: the names of the sums, and how shares are put together.
     names: mesh axes over which the batch is split.
     tile: wanted rows and columns of a tile; the divisor of b nearest to it is taken. None: `TILE`
-      of this backend.
+      of this backend, less for small b.
 
   Returns:
     {name: [b, ...]} of this device's rows, and of its columns.
   """
   count = axes.size(names)
-  tile = TILE.get(axes.platform(), TILE["gpu"]) if tile is None else tile
   local = jax.tree.leaves(rows)[0].shape[0]
+  if tile is None:  # few rows have smaller tiles, or the tiles would be most of the memory
+    tile = min(TILE.get(axes.platform(), TILE["gpu"]), max(local // 4, 128))
   ways = 2 if count > 1 and local % 2 == 0 else 1
   height, width = divisor_near(local, tile), divisor_near(local // ways, tile)
   laps = local // ways // width  # tiles of a hop that go one way
