@@ -37,6 +37,12 @@ def size(names: str | tuple[str, ...]) -> int:
   return int(np.prod([mesh.shape[n] for n in present(names)], dtype=int))
 
 
+def platform() -> str:
+  """cpu, gpu or tpu: that of the ambient mesh, which may be a pod that is not here, or of jax."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def ambient(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
   """Context in which `mesh` is the ambient mesh; an abstract one is enough to trace and lower."""
   if isinstance(mesh, jax.sharding.AbstractMesh):

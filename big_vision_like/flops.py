@@ -49,7 +49,7 @@ def _of_equation(eqn: core.JaxprEqn) -> int:
     # [B, N, H, d], or [B, H, N, d] in layout 1.
     length = key[2 if params["layout"] else 1]
     return CUDNN_ATTENTION[name] * 2 * math.prod(query) * length
-  inner = [_of_jaxpr(jaxpr) for jaxpr in _subjaxprs(params)]
+  inner = [_of_jaxpr(jaxpr) for jaxpr in subjaxprs(params)]
   if not inner:
     return 0
   if name == "cond":
@@ -69,7 +69,7 @@ def _split_over(specs: Any) -> set[str]:
   return {name for e in entries for name in (e if isinstance(e, tuple) else (e,))}
 
 
-def _subjaxprs(params: dict[str, Any]) -> list[core.Jaxpr]:
+def subjaxprs(params: dict[str, Any]) -> list[core.Jaxpr]:
   out = []
   for value in params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):

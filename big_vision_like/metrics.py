@@ -1,11 +1,10 @@
-"""What people see of a run: metrics.jsonl, TensorBoard, the progress line, pictures, peak FLOP/s.
+"""What people see of a run: metrics.jsonl, TensorBoard, the progress line, pictures, traces.
 
 `metrics.jsonl` has a line `{"step": n, "train/loss": x, ...}` per write and holds only what the
 seed decides; a run that was killed and resumed leaves the same file. Timings go to TensorBoard and
 the progress line.
 """
 
-import contextlib
 import functools
 import io
 import json
@@ -13,12 +12,15 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from big_vision_like.config import UserError, whole_number
+from big_vision_like.goodput import Ledger
 
 # Dense bf16 peak FLOP/s of one device, as the makers state it; the first found inside
 # `device_kind`, so the longer names come first.
@@ -184,9 +186,10 @@ def write_examples(workdir: str | pathlib.Path, name: str, rows: list[dict[str, 
 
 
 class Progress:
-  """The line people watch: step, loss, examples/s, MFU, share of time spent waiting for data, ETA.
+  """The line people watch: step, loss, examples/s, MFU, where the time goes, ETA.
 
-  A live bar on a terminal, else a plain line every few seconds. `rates` holds the last figures.
+  A live bar on a terminal, else a plain line every few seconds. Examples/s and MFU are of the time
+  that training takes, waiting for data included; the ETA also counts saves and evaluations.
   """
 
   def __init__(
@@ -197,15 +200,16 @@ class Progress:
     batch_size: int,
     flops_per_step: int,
     peak_flops: float | None,
+    ledger: Ledger,
     enabled: bool = True,
     plain_every_seconds: float = 5.0,
   ):
     self.total, self.batch_size = total_steps, batch_size
     self.flops, self.peak = flops_per_step, peak_flops
     self.enabled, self.plain_every = enabled, plain_every_seconds
-    self.rates: dict[str, float] = {}
-    self._step, self._clock, self._waited = start_step, time.perf_counter(), 0.0
-    self._paused = 0.0
+    self._start = self._step = start_step
+    self._ledger, self._spent = ledger, ledger.here()
+    self._looped = 0.0
     self._printed = -math.inf
     self._bar: Any = None
 
@@ -224,32 +228,46 @@ class Progress:
     if self._bar is not None:
       self._bar.stop()
 
-  def update(self, step: int, *, loss: float, data_wait: float) -> dict[str, float]:
-    """`data_wait`: seconds waited for data since the start. Returns the rates since last time."""
-    now = time.perf_counter()
-    seconds = max(now - self._clock - self._paused, 1e-9)
-    steps = step - self._step
-    rate = steps / seconds
-    self.rates = {
-      "perf/examples_per_second": rate * self.batch_size,
-      "perf/data_wait_percent": 100 * (data_wait - self._waited) / seconds,
-    }
+  def update(self, step: int, *, loss: float) -> dict[str, float]:
+    """`perf/...` of the time since the update before, for the logs; goodput is the whole run's.
+
+    The shares are of the wall time; start-up and traces take what is missing to 100 %.
+    """
+    now = self._ledger.here()
+    spent = {k: v - self._spent[k] for k, v in now.items()}
+    training = max(spent["compute"] + spent["data_wait"], 1e-9)
+    looped = {k: spent[k] for k in ("compute", "data_wait", "checkpoint", "evaluation")}
+    self._looped += sum(looped.values())
+    rate = (step - self._step) / training
+    rates = {"perf/examples_per_second": rate * self.batch_size}
     if self.peak:
-      self.rates["perf/mfu_percent"] = 100 * rate * self.flops / self.peak
-    self._step, self._clock, self._waited, self._paused = step, now, data_wait, 0.0
-    mfu = f"mfu {self.rates['perf/mfu_percent']:.1f} %  " if self.peak else ""
-    left = (self.total - step) / rate if rate else 0.0
+      rates["perf/mfu_percent"] = 100 * rate * self.flops / self.peak
+    wall = max(sum(spent.values()), 1e-9)
+    rates |= {f"perf/{k}_percent": 100 * v / wall for k, v in looped.items()}
+    rates["perf/goodput_percent"] = 100 * self._ledger.goodput()
+    self._step, self._spent = step, now
+    left = (self.total - step) * self._looped / max(step - self._start, 1)
     said = (
       f"step {step}/{self.total}  loss {loss:.4f}  "
-      f"{self.rates['perf/examples_per_second']:,.0f} examples/s  {mfu}"
-      f"data wait {self.rates['perf/data_wait_percent']:.0f} %  eta {_clock(left)}"
+      f"{rates['perf/examples_per_second']:,.0f} examples/s  {self._shares(rates)}"
+      f"eta {_clock(left)}"
     )
     if self._bar is not None:
       self._bar.update(self._task, completed=step, said=said)
-    elif now - self._printed > self.plain_every or step == self.total:
-      self._printed = now
+    elif sum(now.values()) - self._printed > self.plain_every or step == self.total:
+      self._printed = sum(now.values())
       self.say(said)
-    return self.rates
+    return rates
+
+  @staticmethod
+  def _shares(rates: Mapping[str, float]) -> str:
+    """`mfu 41.0 %  data wait 2 %  evaluation 5 %  `; saves and evaluations where they show."""
+    mfu = rates.get("perf/mfu_percent")
+    out = "" if mfu is None else f"mfu {mfu:.1f} %  "
+    for name, least in (("data_wait", 0), ("checkpoint", 0.5), ("evaluation", 0.5)):
+      if (share := rates[f"perf/{name}_percent"]) >= least:
+        out += f"{name.replace('_', ' ')} {share:.0f} %  "
+    return out
 
   def say(self, text: str) -> None:
     """A line of its own."""
@@ -258,17 +276,79 @@ class Progress:
     elif self.enabled:
       print(text, flush=True)
 
-  @contextlib.contextmanager
-  def pause(self) -> Iterator[None]:
-    """Time in here (evaluation) does not count as training."""
-    began = time.perf_counter()
-    try:
-      yield
-    finally:
-      self._paused += time.perf_counter() - began
-
 
 def _clock(seconds: float) -> str:
   minutes, seconds = divmod(int(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+# ----------------------------------------------------------------------------------------- profile
+
+
+def profile_range(value: Any, total_steps: int) -> range:
+  """`config.profile_steps = (10, 15)` -> the steps 10 to 15; None and () -> no steps."""
+  if value is None or (isinstance(value, (tuple, list)) and not value):
+    return range(0)
+  if not isinstance(value, (tuple, list)) or len(value) != 2:
+    raise UserError(f"config.profile_steps = {value!r}; expected (first, last), both traced, or ()")
+  first, last = (whole_number(v, "config.profile_steps: step") for v in value)
+  if not first <= last <= total_steps:
+    raise UserError(
+      f"config.profile_steps = ({first}, {last}); expected first <= last <= {total_steps}, the "
+      "number of steps"
+    )
+  return range(first, last + 1)
+
+
+class Profiler:
+  """A trace of some steps, `tensorboard/plugins/profile/<time>/<host>.xplane.pb` of the workdir.
+
+  One process of each host writes. A context manager: a run that ends early leaves its trace.
+  A run that starts amid `steps` traces the rest of them, its compile included.
+  """
+
+  def __init__(self, workdir: str | pathlib.Path, steps: range, ledger: Ledger):
+    self.folder, self.steps, self._ledger = pathlib.Path(workdir) / "tensorboard", steps, ledger
+    self._active = bool(steps) and _first_on_host()
+    self._running = False
+
+  def before(self, step: int, running: Any) -> None:
+    """Call before `step` is started; `running`: outputs of what the devices still work at."""
+    if self._active and not self._running and step in self.steps:
+      jax.block_until_ready(running)
+      with self._ledger.phase("profile"):
+        jax.profiler.start_trace(self.folder)
+      self._running = True
+
+  def after(self, step: int, outputs: Any) -> None:
+    """Call when `step` is started."""
+    if self._running and step == self.steps[-1]:
+      jax.block_until_ready(outputs)
+      self._stop()
+
+  def _stop(self) -> None:
+    with self._ledger.phase("profile"):
+      jax.profiler.stop_trace()
+    self._running = False
+
+  def __enter__(self) -> "Profiler":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    if self._running:
+      self._stop()
+
+
+def _first_on_host() -> bool:
+  """Whether no process of a lower number runs on this machine; all processes call it."""
+  if jax.process_count() == 1:
+    return True
+  import socket
+  import zlib
+
+  from jax.experimental import multihost_utils
+
+  host = np.uint32(zlib.crc32(socket.gethostname().encode()))
+  hosts = multihost_utils.process_allgather(host)
+  return int(np.argmax(hosts == host)) == jax.process_index()

@@ -32,17 +32,12 @@ MIN_SIZE = 4096  # smaller leaves stay whole: splitting them costs more than it 
 # ------------------------------------------------------------------------------------------- mesh
 
 
-def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-  """`{"replica": 1, "fsdp": -1, "tensor": 1, "sequence": 1}` -> a mesh over all devices.
-
-  -1 takes what is left. Over several TPU slices or GPU nodes, `replica` goes between them as far as
-  it reaches, then `fsdp`; `tensor` and `sequence` stay within one.
+def mesh_sizes(cfg: Mapping[str, int], devices: int) -> dict[str, int]:
+  """`{"replica": 1, "fsdp": -1, "tensor": 1, "sequence": 1}` -> all sizes; -1 takes what is left.
 
   Raises:
-    UserError: an unknown axis, a size that is not a number, a product that is not all devices, or
-      one that does not fit TPU slices.
+    UserError: an unknown axis, a size that is not a number, or a product that is not `devices`.
   """
-  devices = list(jax.devices() if devices is None else devices)
   for name, size in cfg.items():
     if name not in axes.ALL:
       raise unknown("config.mesh: axis", name, axes.ALL)
@@ -53,12 +48,25 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
   if len(free) > 1:
     raise UserError(f"config.mesh: {' and '.join(free)} are both -1; one axis takes what is left")
   fixed = int(np.prod([s for s in sizes.values() if s != -1]))
-  if len(devices) % fixed or (not free and fixed != len(devices)):
+  if devices % fixed or (not free and fixed != devices):
     shape = " x ".join(f"{n}={s}" for n, s in sizes.items())
-    raise UserError(f"config.mesh: {shape} does not use all {len(devices)} devices")
+    raise UserError(f"config.mesh: {shape} does not use all {devices} devices")
   if free:
-    sizes[free[0]] = len(devices) // fixed
-  auto = (AxisType.Auto,) * len(sizes)
+    sizes[free[0]] = devices // fixed
+  return sizes
+
+
+def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+  """A mesh over all devices, its sizes by `mesh_sizes`.
+
+  Over several TPU slices or GPU nodes, `replica` goes between them as far as it reaches, then
+  `fsdp`; `tensor` and `sequence` stay within one.
+
+  Raises:
+    UserError: as `mesh_sizes`, or TPU slices that the sizes do not fit.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes, auto = mesh_sizes(cfg, len(devices)), (AxisType.Auto,) * len(axes.ALL)
   if len(groups := granules(devices)) > 1:
     return Mesh(_between(groups, sizes), axes.ALL, axis_types=auto)
   return jax.make_mesh(tuple(sizes.values()), axes.ALL, axis_types=auto, devices=devices)

@@ -27,6 +27,7 @@ from big_vision_like import (
   checkpoint,
   cluster,
   flops,
+  goodput,
   metrics,
   optim,
   sharding,
@@ -46,11 +47,13 @@ RUNTIME_KEYS = (
   "sharding",
   "distributed",
   "log",
+  "profile_steps",
   "checkpoint",
   "evals",
   "input.num_threads",
 )
 NONFINITE_EXIT_CODE = 3
+POLL_SECONDS = 5e-4  # how often a loop that waits for data looks whether the devices do too
 
 
 class NonFiniteError(RuntimeError):
@@ -224,6 +227,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
     SystemExit: code 85 after SIGTERM, when the state is saved.
   """
   # Config, input, method: everything that can be wrong is found here.
+  ledger = goodput.Ledger()
   config, workdir = config_lib.wrap(config), pathlib.Path(workdir)
   cluster.start(config.get("distributed", {}))
   built = build(config, num_examples=pipeline.num_examples(config.input))
@@ -233,6 +237,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
   eval_first = [n for n in evaluators if config.evals[n].get("initial", False)]
   log_every = built.durations(config.log, "every", 50)
   save_every = built.durations(config.checkpoint, "every", total)
+  profile_steps = metrics.profile_range(config.get("profile_steps"), total)
   keep = dict(
     keep_last=config.checkpoint.get("keep_last", 3),
     keep_every=built.durations(config.checkpoint, "keep_every"),
@@ -242,6 +247,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
   if unread := config.unread():
     raise UserError(f"nothing reads {', '.join(unread)}; remove or correct the key")
   claim_workdir(workdir, config, force_config)
+  ledger.open(workdir)
   lead = jax.process_index() == 0
   peak = metrics.peak_flops(jax.local_devices()[0])
   if lead:
@@ -250,12 +256,14 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
 
   with (
     jax.set_mesh(mesh),
+    ledger,
     checkpoint.Checkpointer(workdir / "checkpoints", **keep) as saved,
     checkpoint.PreemptionGuard() as guard,
     metrics.Writer(workdir) as writer,
   ):
     # State: restored, else initialised already sharded.
-    found = saved.restore(built.abstract)
+    with ledger.phase("restore"):
+      found = saved.restore(built.abstract)
     if found is not None:
       state, start = found
       logging.info("resumed at step %d of %d", start, total)
@@ -266,8 +274,13 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
         state, difference = checkpoint.init_from(state, init_from)
         logging.info("init_from:\n%s", difference)
     writer.truncate_after(start)
+    if start >= total:
+      ledger.finish()
+      return state
+    ledger.resume(start)
     if found is None and eval_first:  # what the untrained model scores
-      writer.write(0, evaluate({n: evaluators[n] for n in eval_first}, state))
+      with ledger.phase("evaluation"):
+        writer.write(0, evaluate({n: evaluators[n] for n in eval_first}, state))
 
     # Step.
     train_step = step.make_train_step(
@@ -283,54 +296,76 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
       batch_size=config.input.batch_size,
       flops_per_step=model_flops(built),
       peak_flops=peak and peak * jax.device_count(),
+      ledger=ledger,
       enabled=lead,
     )
     ids: dict[int, np.ndarray] = {}
-    pending: tuple[int, Any] | None = None
+    measured: Any = {}
     with (
       pipeline.prefetch_to_device(
         host_batches(config, start, ids), lambda batch: axes.put_batch(mesh, batch)
       ) as batches,
+      metrics.Profiler(workdir, profile_steps, ledger) as profiler,
       progress,
     ):
       for at in range(start + 1, total + 1):
-        state, measured = train_step(state, next(batches))
-        # The step before is looked at while this one runs: the device never waits for the host.
-        if pending is not None:
-          check_finite(*pending, ids, workdir)
-        pending = (at, measured)
+        profiler.before(at, measured)
+        batch = next_batch(batches, measured, ledger)
+        before, (state, measured) = measured, train_step(state, batch)
+        profiler.after(at, measured)
+        if at == start + 1:
+          ledger.otherwise("compute")
+        else:  # looked at while the next one runs: the device never waits for the host
+          check_finite(at - 1, before, ids, workdir)
         stop = guard.requested(at)
         last = at == total or stop
-
-        if last or at % log_every == 0:
+        log, save = last or at % log_every == 0, last or at % save_every == 0
+        due = [n for n, every in eval_every.items() if at % every == 0 or at == total]
+        if log or save or due:
           check_finite(at, measured, ids, workdir)
+
+        if log:
           values = {f"train/{k}": float(v) for k, v in axes.to_host(measured).items()}
           values |= {f"schedule/{k}": float(fn(at - 1)) for k, fn in built.schedules.items()}
           if at % log_every == 0 or at == total:
             writer.write(at, values)
-          rates = progress.update(at, loss=values["train/loss"], data_wait=batches.wait_seconds)
-          writer.scalars(at, rates)
+          writer.scalars(at, progress.update(at, loss=values["train/loss"]))
 
-        due = [n for n, every in eval_every.items() if at % every == 0 or at == total]
         if due and not stop:
-          with progress.pause():
+          with ledger.phase("evaluation"):
             scores = evaluate({n: evaluators[n] for n in due}, state)
             writer.write(at, scores)
             for name, value in scores.items():
               progress.say(f"step {at}  {name} {value:.4f}")
 
         # Saved last: whatever a step logs is on disk before the step can be resumed from.
-        if last or at % save_every == 0:
-          check_finite(at, measured, ids, workdir)
-          saved.save(at, state)
+        if save:
+          if last:
+            ledger.otherwise("startup")  # nothing that follows is training
+          ledger.mark(at)
+          with ledger.phase("checkpoint"):
+            saved.save(at, state)
+            if last:
+              saved.wait()
+        ledger.beat()
         if stop and at < total:
-          saved.wait()
           logging.warning("SIGTERM: saved step %d, exiting with 85", at)
           raise SystemExit(checkpoint.REQUEUE_EXIT_CODE)
-    saved.wait()
-    if start < total:  # every process: evaluators gather across them, process 0 writes
+    # Every process: evaluators gather across them, process 0 writes.
+    with ledger.phase("evaluation"):
       write_pictures(evaluators, state, workdir, writer, total)
+    ledger.finish()
+    if lead:
+      print(goodput.told(ledger.seconds()), flush=True)
   return state
+
+
+def next_batch(batches: pipeline.prefetch_to_device, running: Any, ledger: goodput.Ledger) -> Any:
+  """The next batch. Only the time after the devices are done with `running` is data wait."""
+  while not batches.ready() and not all(x.is_ready() for x in jax.tree.leaves(running)):
+    time.sleep(POLL_SECONDS)
+  with ledger.phase("data_wait"):
+    return next(batches)
 
 
 def host_batches(
@@ -408,7 +443,7 @@ def write_pictures(
 # ------------------------------------------------------------------------------------------- main
 
 
-def _reason(e: Exception) -> str:
+def flag_error(e: Exception) -> str:
   """What ml_collections has to say, without its wrapping."""
   while len(e.args) == 1 and isinstance(e.args[0], Exception):
     e = e.args[0]
@@ -432,7 +467,7 @@ def main(argv: list[str] | None = None) -> int:
     if values["config"].value is not None:
       values["config"].value.to_dict()  # a file that is not there is noticed only now
   except Exception as e:  # a config file may raise anything
-    raise UserError(_reason(e)) from None
+    raise UserError(flag_error(e)) from None
   if len(rest) > 1:
     raise UserError(f"unknown argument {rest[1]!r}; flags are --config, --workdir, --force_config")
   for name in ("config", "workdir"):

@@ -41,6 +41,7 @@ def base() -> ConfigDict:
   c.sharding = dict(rules=())
   c.checkpoint = dict(every_steps=1000, keep_last=3)
   c.log = dict(every_steps=50)
+  c.profile_steps = ()  # (10, 15) writes a profiler trace of the steps 10 to 15
   c.evals = dict()
   return c
 

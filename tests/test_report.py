@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from big_vision_like import metrics
+from big_vision_like import goodput, metrics
 from big_vision_like.config import UserError
 from tools import report
 
@@ -32,6 +32,9 @@ def make_run(folder, lr=0.1, bare=False):
     for step in (1, 2, 3):
       writer.write(step, {"train/loss": 1 / step, "eval/x/accuracy": 0.25 * step})
   (folder / "sharding.json").write_text(json.dumps(SHARDING))
+  seconds = dict.fromkeys(goodput.CATEGORIES, 0.0) | {"compute": 1200.0, "lost": 300.0}
+  account = {"goodput": 0.8, "last_seen": 0, "finished": True, "seconds": seconds, "marks": {}}
+  (folder / "goodput.json").write_text(json.dumps(account))
   image = np.zeros((4, 4, 3), np.uint8)
   metrics.write_picture(folder, "x_similarity", image)
   row = {"image": image, "label": "<b>one</b>", "predictions": [("two & three", 0.5)]}
@@ -46,9 +49,20 @@ def page(*workdirs, out):
 
 def test_everything_of_a_run_on_one_page(tmp_path):
   text = page(make_run(tmp_path / "a"), out=tmp_path / "deep" / "r.html")
-  for part in ("0.3333", "0.75", "x_similarity", "params/kernel", "16,384", "a note", "optim.lr"):
+  for part in (
+    "0.3333",
+    "0.75",
+    "x_similarity",
+    "params/kernel",
+    "16,384",
+    "a note",
+    "optim.lr",
+    "1,200.0",
+    "80.0 %",
+    goodput.CATEGORIES["lost"],
+  ):
     assert part in text, part
-  assert "has no" not in text
+  assert "has no" not in text and goodput.CATEGORIES["down"] not in text
   assert text.count("data:image/svg+xml;base64,") == 2
   # Nothing from elsewhere, and names are text, not markup.
   assert all(s.startswith("data:") for s in re.findall(r'(?:src|href)="([^"]*)"', text))
@@ -65,7 +79,7 @@ def test_several_runs_show_where_configs_differ(tmp_path):
 
 def test_missing_parts_are_named(tmp_path):
   text = page(make_run(tmp_path / "a", bare=True), out=tmp_path / "r.html")
-  assert "a has no metrics.jsonl, sharding.json, report/*.png, report/*.json." in text
+  assert "a has no metrics.jsonl, sharding.json, goodput.json, report/*.png, report/*.json." in text
 
 
 def test_a_half_written_last_line_is_left_out(tmp_path):

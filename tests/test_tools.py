@@ -127,15 +127,6 @@ def test_writer_truncates_and_keeps_json(tmp_path):
   assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_progress_counts_rates(capsys):
-  with metrics.Progress(
-    10, start_step=0, batch_size=4, flops_per_step=100, peak_flops=1e3, plain_every_seconds=0
-  ) as progress:
-    rates = progress.update(5, loss=1.0, data_wait=0.0)
-  assert rates["perf/mfu_percent"] == pytest.approx(rates["perf/examples_per_second"] / 4 * 10)
-  assert "step 5/10  loss 1.0000" in capsys.readouterr().out
-
-
 def command(*args, **env):
   return subprocess.run(
     [sys.executable, "-m", "big_vision_like.train", *args],

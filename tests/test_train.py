@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_vision_like import goodput, tree
 from big_vision_like import train as trainer
-from big_vision_like import tree
 from big_vision_like.config import Durations, UserError, wrap
 from tests import tiny
 
@@ -62,12 +62,62 @@ def test_loss_is_finite_and_logged_once(whole):
   assert np.isfinite(losses(workdir)).all()
 
 
-def test_preempted_and_resumed_to_the_bit(whole, tmp_path, monkeypatch):
+def test_preempted_and_resumed_to_the_bit(whole, tmp_path, monkeypatch, capsys):
+  began = time.time()
   interrupted(tmp_path, 3, monkeypatch)
   assert len(losses(tmp_path)) == 3
-  state = trainer.train(tiny.config(), tmp_path)
+  first = goodput.read(tmp_path / "goodput.json")
+  assert not first["finished"] and first["seconds"]["compute"] > 0
+  state = trainer.train(tiny.config(profile_steps=(4, 5)), tmp_path)
   assert_same(state, whole[1])
   assert lines(tmp_path) == lines(whole[0])
+  assert len(list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))) == 1
+  # Nothing was lost, and every second since the start is in the account.
+  found = goodput.read(tmp_path / "goodput.json")
+  seconds = found["seconds"]
+  assert found["finished"] and seconds["lost"] == 0 and list(found["marks"])[-2:] == ["4", "6"]
+  assert all(seconds[k] > first["seconds"][k] for k in ("startup", "compute", "checkpoint"))
+  assert seconds["restore"] > 0 and seconds["down"] > 0 and seconds["profile"] > 0
+  assert sum(seconds.values()) == pytest.approx(found["last_seen"] - began, abs=1)
+  assert "goodput" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_step_time_is_in_tensorboard(whole):
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+  events = EventAccumulator(str(whole[0] / "tensorboard"))
+  events.Reload()
+  names = [f"perf/{k}_percent" for k in ("compute", "data_wait", "checkpoint", "evaluation")]
+  for at in range(1, 6):  # a log interval each; the first begins with the compile
+    shares = [events.Scalars(name)[at].value for name in names]
+    assert all(0 <= x <= 100 for x in shares) and sum(shares) == pytest.approx(100, abs=1e-3)
+  assert 0 < events.Scalars("perf/goodput_percent")[-1].value < 100
+  assert not any("perf/" in name for line in lines(whole[0]) for name in line)
+
+
+def test_data_wait_begins_when_the_devices_are_idle():
+  """While they still work at the step before, a batch that is late costs nothing."""
+  now, asked = [0.0], []
+
+  class Running:
+    def is_ready(self):
+      now[0] += 3.0
+      asked.append(now[0])
+      return len(asked) == 2
+
+  class Batches:
+    def ready(self):
+      return False
+
+    def __next__(self):
+      now[0] += 4.0
+      return "batch"
+
+  ledger = goodput.Ledger(lambda: now[0])
+  ledger.otherwise("compute")
+  assert trainer.next_batch(Batches(), {"loss": Running()}, ledger) == "batch"
+  spent = ledger.here()
+  assert (spent["compute"], spent["data_wait"]) == (6.0, 4.0)
 
 
 @pytest.mark.parametrize("mesh", [MESH2, "one device"])
@@ -84,9 +134,10 @@ def test_resumed_on_another_mesh(whole, tmp_path, monkeypatch, mesh):
 
 
 def test_a_finished_run_does_nothing(whole):
-  before = lines(whole[0])
+  files = [whole[0] / name for name in ("metrics.jsonl", "goodput.json")]
+  before = [f.read_text() for f in files]
   assert_same(trainer.train(tiny.config(), whole[0]), whole[1])
-  assert lines(whole[0]) == before
+  assert [f.read_text() for f in files] == before
 
 
 def test_init_from_another_run(whole, tmp_path):
@@ -156,6 +207,7 @@ def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path, monkeypat
     (dict(input__pp="value_rang(-1, 1)"), "value_range"),
     (dict(evals=dict(z=dict(type="zeroshoot"))), "zeroshot"),
     (dict(speling=1), "nothing reads config.speling"),
+    (dict(profile_steps=(5, 7)), "config.profile_steps = (5, 7)"),
     (dict(loss__impl="rign"), "ring"),
     (dict(input__source="image_folder(path='/nowhere')"), "/nowhere"),
   ],
@@ -227,6 +279,8 @@ def test_killed_three_times_and_restarted(tmp_path):
   assert lines(killed) == lines(tmp_path / "whole")
   states = [trainer.restore(d)[2] for d in (killed, tmp_path / "whole")]
   assert_same(*states)
+  content = goodput.read(killed / "goodput.json")
+  assert content["finished"] and content["seconds"]["down"] > 0
 
 
 def test_two_processes_equal_one(tmp_path):

@@ -1,8 +1,8 @@
 """One self-contained HTML page of a run, or of several: python -m tools.report --workdir DIR [DIR]
 
-Scores, curves, pictures and examples that evaluators left, the sharding table, the config (of
-several runs: where they differ). `report.html` in the first workdir, or `--out`. What a run does
-not have yet is named on the page and left out.
+Scores, curves, where the time went, pictures and examples that evaluators left, the sharding table,
+the config (of several runs: where they differ). `report.html` in the first workdir, or `--out`.
+What a run does not have yet is named on the page and left out.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import math
 import pathlib
 from typing import Any
 
+from big_vision_like import goodput
 from big_vision_like.config import UserError, flatten, run_main
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
@@ -44,7 +45,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
   if not (workdir / "config.json").exists():
     raise UserError(f"--workdir {workdir}: no config.json there; it is the folder train wrote")
   lines = read_lines(workdir / "metrics.jsonl")
-  sharding = workdir / "sharding.json"
+  sharding, account = workdir / "sharding.json", goodput.read(workdir / "goodput.json")
   encode = lambda f: base64.b64encode(f.read_bytes()).decode()
   run = {
     "name": workdir.resolve().name,
@@ -52,12 +53,14 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     "lines": lines,
     "step": max((x["step"] for x in lines), default=0),
     "sharding": read_json(sharding) if sharding.exists() else None,
+    "seconds": account["seconds"] if account else {},
     "pictures": [(f.stem, encode(f)) for f in sorted(workdir.glob("report/*.png"))],
     "examples": [(f.stem, read_json(f)) for f in sorted(workdir.glob("report/*.json"))],
   }
   parts = {
     "lines": "metrics.jsonl",
     "sharding": "sharding.json",
+    "seconds": "goodput.json",
     "pictures": "report/*.png",
     "examples": "report/*.json",
   }
@@ -114,6 +117,11 @@ def render(runs: list[dict[str, Any]]) -> str:
     runs=runs,
     scores=[(n, [last(run, n) for run in runs]) for n in names],
     curves=[(n, curve(runs, n)) for n in names if any(len(series(r, n)[0]) > 1 for r in runs)],
+    goodput=[(run["name"], goodput.goodput(run["seconds"])) for run in runs if run["seconds"]],
+    times=[
+      (why, [run["seconds"].get(key, 0) for run in runs if run["seconds"]])
+      for key, why in goodput.CATEGORIES.items()
+    ],
     config=rows if len(runs) == 1 else [row for row in rows if len(set(row[1])) > 1],
   )
 

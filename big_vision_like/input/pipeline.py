@@ -8,7 +8,6 @@ of processes or threads sees the same stream to the bit.
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -177,13 +176,11 @@ def eval_batches(
 class prefetch_to_device:
   """Runs `put(batch)` on a thread, up to `size` batches ahead; an iterator and context manager.
 
-  `wait_seconds` adds up the time the consumer stood still: the data-wait of the progress line; set
-  it to 0 to start over. An exception of the thread is raised where its batch was due; after it, and
-  after `close`, the iterator is at its end.
+  An exception of the thread is raised where its batch was due; after it, and after `close`, the
+  iterator is at its end.
   """
 
   def __init__(self, batches: Iterator[Any], put: Callable[[Any], Any], size: int = 2):
-    self.wait_seconds = 0.0
     self._ended = False
     self._queue: queue.Queue = queue.Queue(maxsize=size)
     self._stop = threading.Event()
@@ -217,13 +214,15 @@ class prefetch_to_device:
   def __next__(self) -> Any:
     if self._ended:
       raise StopIteration
-    began = time.perf_counter()
     batch, error = self._queue.get()
-    self.wait_seconds += time.perf_counter() - began
     if error is not None:
       self._ended = True
       raise error
     return batch
+
+  def ready(self) -> bool:
+    """Whether the next batch, or the end, is there without waiting."""
+    return self._ended or not self._queue.empty()
 
   def close(self) -> None:
     """Stops the thread, after the batch it is at."""

@@ -25,7 +25,8 @@ def make(config: Config) -> Method:
   ) -> tuple[jax.Array, tuple[Aux, Metrics]]:
     scale = params["logit_scale"]
     value = contrastive.softmax_loss(z["image"], z["text"], scale, impl=impl)
-    return value, (aux, {"temperature": jnp.exp(scale)})
+    logits = contrastive.logit_statistics(z["image"], z["text"], scale)
+    return value, (aux, {"temperature": jnp.exp(scale), **logits})
 
   def loss_per_example(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None):
     """[B]: each pair among those of its batch; rows whose `_mask` is False do not count."""

@@ -53,6 +53,7 @@ def make(config: Config) -> Method:
       "caption": cap,
       "token_accuracy": captioning.mean_over_tokens(z["right"], real),
       "temperature": jnp.exp(-scale),  # sigma
+      **contrastive.logit_statistics(z["image"], z["text"], scale),
     }
     return weight_con * con + weight_cap * cap, (aux, metrics)
 

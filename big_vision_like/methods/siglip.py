@@ -25,7 +25,8 @@ def make(config: Config) -> Method:
   ) -> tuple[jax.Array, tuple[Aux, Metrics]]:
     scale, bias = params["logit_scale"], params["logit_bias"]
     value = contrastive.sigmoid_loss(z["image"], z["text"], scale, bias, impl=impl)
-    return value, (aux, {"temperature": jnp.exp(scale), "bias": bias})
+    logits = contrastive.logit_statistics(z["image"], z["text"], scale, bias)
+    return value, (aux, {"temperature": jnp.exp(scale), "bias": bias, **logits})
 
   def loss_per_example(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None):
     """[B]: each image against the texts of its batch; rows whose `_mask` is False do not count."""
