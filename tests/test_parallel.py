@@ -85,6 +85,8 @@ def check(run, shape):
 
 
 def test_fsdp_tensor_and_sequence_equal_one_device(run, monkeypatch):
+  if run[0] == "siglip":
+    pytest.skip("with GradCache it is the same and more; without, it is slow evidence")
   monkeypatch.setattr(attention, "RING_FROM", 0)  # these sequences are short
   check(run, ALL_AXES)
 
