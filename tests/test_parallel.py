@@ -26,6 +26,7 @@ GRAD_CACHE = {"grad_cache": 2, "loss": {"impl": "ring"}}
 # Lengths that do not divide by two are among them: class tokens, MAE's visible patches, CoCa's
 # texts. Depth 1 where a config says so: what is tested is in every block.
 RUNS = {"siglip": {}, "siglip_grad_cache": GRAD_CACHE, "mae": {}, "dino": {}, "coca": {}}
+EVERYDAY = ("siglip_grad_cache", "coca")
 ALL_AXES = dict(fsdp=2, tensor=2, sequence=2)
 MESHES = [
   dict(fsdp=8),
@@ -63,7 +64,11 @@ def one_step(built, state):
   return tree.flatten(jax.device_get(new.params)), jax.device_get(measured)
 
 
-@pytest.fixture(scope="module", params=RUNS)
+def marked(name):
+  return pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=map(marked, RUNS))
 def run(request):
   """The name, the initial state, and what one device makes of it."""
   built = build(request.param, dict(fsdp=1))

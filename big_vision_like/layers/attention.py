@@ -30,10 +30,10 @@ def pick(
   Where the mesh splits tokens over `sequence`:
 
       xla         too few queries to split, as a pooling probe: XLA splits the keys by itself
-      all_gather  one collective and cuDNN's kernel where that takes the shapes, keys that do not
-                  divide, and short sequences: below `RING_FROM` keys the scores (1.5 x 4 bytes for
-                  each head and key, D N / 11 a token for heads of 64) are less than the other
-                  activations of a block (about 40 D bytes in half precision)
+      all_gather  one collective, and cuDNN's kernel where that takes the shapes; keys that do not
+                  divide; short sequences: below `RING_FROM` keys the float32 scores (D N / 16 bytes
+                  a token with heads of 64) are less than twice the block's other products in half
+                  precision (20 D), not worth the hops
       ring        the rest: as many bytes travel, but neither scores nor gathered keys are kept
   """
   shards, n, m = axes.sequence_shards(), q.shape[1], k.shape[1]

@@ -74,7 +74,7 @@ def estimates(
   base = config["input"]["batch_size"]
   policies = [None]
   if estimate.has(config, "remat"):
-    policies = [p for p in REMAT if p != "minimal"]  # the same as dots_no_batch
+    policies = list(REMAT)
   with progress.stage("shapes and FLOPs of every remat policy"):
     one = {"replica": 1, "fsdp": topology.size, "tensor": 1, "sequence": 1}
     base = math.lcm(base, topology.size * estimate.micro_batches(config))
