@@ -84,7 +84,7 @@ def make(
 
   before, after = [], []
   if (clip := number(whole, "clip_norm", None, above=0)) is not None:
-    before.append(optax.clip_by_global_norm(clip))
+    before.append(_clip_by_global_norm(clip))
   if boxes := _pairs(whole, "project", str):
     after.append(_project(boxes, shapes, f"{cfg.path}.project"))
   return optax.chain(*before, tx, *after), rates
@@ -114,6 +114,21 @@ def _make_group(
 def _by_name(fn: Callable) -> optax.GradientTransformation:
   """A stateless transform, `fn(path, update, param)`; leaves of other groups are not visited."""
   return optax.stateless(lambda updates, params: tree.map_with_name(fn, updates, params))
+
+
+def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+  """optax's, as one factor for all leaves.
+
+  optax divides each element by the norm; XLA:CPU computes no division twice, so it would write all
+  clipped gradients to memory before the moments read them.
+  """
+
+  def clip(updates: Any, params: Any) -> Any:
+    norm = optax.tree.norm(updates)
+    factor = jnp.where(norm < limit, 1.0, limit / norm)
+    return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates)
+
+  return optax.stateless(clip)
 
 
 # -------------------------------------------------------------------------------------- transforms

@@ -53,10 +53,7 @@ def _linear_bwd(saved, g):
   x, kernel, has_bias = saved
   rows, g_rows = _rows(x), _rows(g)
   dx = lax.dot_general(g_rows, kernel, (((1,), (1,)), ((), ())))
-  if x.shape[-1] > g.shape[-1]:  # wide: worth a copy, as the kernel for transposed rows is slower
-    dkernel = lax.optimization_barrier(rows.T) @ g_rows
-  else:
-    dkernel = lax.dot_general(rows, g_rows, (((0,), (0,)), ((), ())))
+  dkernel = lax.dot_general(rows, g_rows, (((0,), (0,)), ((), ())))
   return dx.reshape(x.shape), dkernel, jnp.sum(g_rows, axis=0) if has_bias else None
 
 
