@@ -8,10 +8,11 @@ import sys
 import jax
 import pytest
 
+from big_vision_like import train as trainer
 from big_vision_like.config import UserError
 from tests import tiny
 from tools.plan import aot, chips, estimate, hlo, report, roofline, search
-from tools.plan.__main__ import main
+from tools.plan.__main__ import main, prepare
 from tools.plan.hlo import Collective
 
 # ml_collections' own way to load a config file.
@@ -303,8 +304,27 @@ def test_tpu_compile(command, capsys):
   ],
 )
 def test_every_default_compiles_or_is_told_not_to_fit(name, topology):
+  prepare()
   config = importlib.import_module(f"configs.{name}").get_config().to_dict()
   parsed = chips.parse(topology)
   plan = report.make(config, parsed, chips.devices(parsed), aot.Progress())
   print(report.render(plan))  # pytest -s shows it
   assert plan["compiled"] or plan["memory"]["peak"] > plan["memory"]["limit"]
+
+
+@TPU
+@pytest.mark.slow
+def test_the_loss_alone_stays_flat_up_to_a_million():
+  """1,024 pairs a chip on 16 to 1,024 chips: temporaries of value and gradient do not grow."""
+  prepare()
+  sizes = []
+  for topology in ("v5p:2x2x4", "v5p:4x4x4", "v5p:8x8x16"):
+    parsed = chips.parse(topology)
+    config = importlib.import_module("configs.siglip").get_config().to_dict()
+    config["input"]["batch_size"] = 1024 * parsed.size
+    mesh = report.make_mesh(config, parsed, chips.devices(parsed))
+    built = trainer.build(config, num_examples=None, mesh=mesh)
+    sizes.append(aot.compile_loss(built, aot.Progress()).memory.temporaries)
+    print(f"{topology} batch {1024 * parsed.size:,}: {report.size(sizes[-1])}")
+  embeddings = 2 * 1024 * 768 * 4  # images and texts of one chip
+  assert max(sizes) <= 1.02 * min(sizes) and max(sizes) <= 3 * embeddings

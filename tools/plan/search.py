@@ -37,9 +37,10 @@ class Candidate(NamedTuple):
     return self.batch_size / self.seconds
 
   def overrides(self) -> str:
-    """What to put on the command line."""
+    """What to put on the command line; towers have a remat policy each."""
     mesh = " ".join(f"--config.mesh.{n}={s}" for n, s in self.mesh.items())
-    return f"{mesh} --config.input.batch_size={self.batch_size}"
+    remat = f", remat = {self.remat} on every tower" if self.remat else ""
+    return f"{mesh} --config.input.batch_size={self.batch_size}{remat}"
 
 
 def meshes(topology: Topology) -> Iterator[dict[str, int]]:
