@@ -47,7 +47,7 @@ setup(
   ],
   extras_require={
     "test": ["pytest", "hypothesis", "beartype", "chex", "ruff"],
-    "parity": ["torch==2.13.0", "transformers", "diffusers", "timm"],
+    "parity": ["torch==2.13.0", "transformers", "diffusers", "timm", "open_clip_torch"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
   },

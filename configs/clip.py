@@ -54,7 +54,7 @@ def get_config(arg=None):
       gelu="quick",
       eps=1e-5,
       dtype="bfloat16",
-      remat="none",
+      remat="dots_no_batch",
     ),
     text=dict(
       width=512,
@@ -69,7 +69,7 @@ def get_config(arg=None):
       gelu="quick",
       eps=1e-5,
       dtype="bfloat16",
-      remat="none",
+      remat="dots_no_batch",
     ),
     embed_dim=512,
     temperature_init=1 / 0.07,

@@ -37,7 +37,7 @@ def get_config(arg=None):
       pos_embed="learn",
       image_size=(arg.res, arg.res),
       dtype="bfloat16",
-      remat="none",
+      remat="dots_no_batch",
     ),
     text=dict(
       variant=arg.variant.split("/")[0],
@@ -45,7 +45,7 @@ def get_config(arg=None):
       max_len=64,
       pool="last",
       dtype="bfloat16",
-      remat="none",
+      remat="dots_no_batch",
     ),
     temperature_init=10.0,
     bias_init=-10.0,
