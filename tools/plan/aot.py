@@ -32,10 +32,14 @@ class Memory(NamedTuple):
 
 
 class Compiled(NamedTuple):
-  """A compiled function: memory of a device, cost of a run, seconds it took to compile."""
+  """A compiled function: memory of a device, cost of a run, seconds it took to compile.
+
+  `cost` is None where jaxlib cannot print what libtpu compiled (an older one does not know some
+  asynchronous instructions of v5p).
+  """
 
   memory: Memory
-  cost: hlo.Cost
+  cost: hlo.Cost | None
   seconds: float
 
 
@@ -105,7 +109,10 @@ def _compile(
       if (refused := refusal(str(e), time.monotonic() - began)) is None:
         raise
       return refused
-    cost = hlo.Module(compiled.as_text()).cost({n: mesh.shape[n] for n in mesh.axis_names})
+    try:
+      cost = hlo.Module(compiled.as_text()).cost({n: mesh.shape[n] for n in mesh.axis_names})
+    except jax.errors.JaxRuntimeError:
+      cost = None
   stats = compiled.memory_analysis()
   memory = Memory(
     stats.argument_size_in_bytes,

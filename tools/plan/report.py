@@ -49,7 +49,8 @@ def make(
       knobs = _knobs(config, built, topology, rows, shapes)
   params = tree.num_params(built.abstract.params)
   compiled = isinstance(step, aot.Compiled)
-  if compiled:
+  readable = compiled and step.cost is not None
+  if readable:
     moved, sent = step.cost.hbm_bytes, hlo.merged(step.cost.collectives)
   else:
     represented = estimate.represented_bytes(built)
@@ -64,6 +65,7 @@ def make(
     "mesh": built.table.mesh,
     "chip": topology.chip._asdict(),
     "compiled": compiled,
+    "traffic_by": "compiler" if readable else "estimate",
     "compile_seconds": step.seconds if step else None,
     "method": config["method"],
     "parameters": params,
@@ -78,7 +80,7 @@ def make(
     "flops": {"model": model_flops, "hardware": hardware},
     "hbm_bytes": moved,
     "collectives": [c._asdict() | {"wire_bytes": int(c.wire_bytes)} for c in sent],
-    "loops_of_unknown_length": step.cost.unknown_loops if compiled else 0,
+    "loops_of_unknown_length": step.cost.unknown_loops if readable else 0,
     "seconds": seconds._asdict() | {"step": seconds.step, "bound": seconds.bound},
     "run": run._asdict(),
     "assumptions": list(roofline.ASSUMPTIONS),
@@ -189,6 +191,8 @@ def render(plan: Mapping[str, Any]) -> str:
   fits = "fits" if memory["fits"] else "DOES NOT FIT"
   if plan["compiled"]:
     how = f"compiled ahead of time in {plan['compile_seconds']:.0f} s"
+    if plan["traffic_by"] == "estimate":
+      how += "; its text cannot be read: bytes moved, collectives and times below are ESTIMATED"
   elif memory["by"] == "estimate":
     how = "ESTIMATED by shape analysis: no compiler for this chip here"
   else:

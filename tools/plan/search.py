@@ -138,13 +138,16 @@ def compiled(
   if isinstance(step, aot.Refused):
     rest = sum(built.table.totals().values()) if step.only_temporaries else 0
     return candidate._replace(peak=step.needs + rest, fits=False, compiled=True)
+  peak = step.memory.peak
+  if step.cost is None:  # the times stay estimates
+    return candidate._replace(peak=peak, fits=peak <= topology.chip.hbm, compiled=True)
   flops = estimate.hardware_flops(built)
   at = roofline.times(topology, built.table.mesh, flops, step.cost.hbm_bytes, step.cost.collectives)
   return candidate._replace(
     seconds=at.step,
     bound=at.bound,
-    peak=step.memory.peak,
-    fits=step.memory.peak <= topology.chip.hbm,
+    peak=peak,
+    fits=peak <= topology.chip.hbm,
     compiled=True,
   )
 
