@@ -11,11 +11,12 @@ models and losses run unchanged on one device, in tests and in notebooks.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src.mesh import get_concrete_mesh  # the public `get_mesh` refuses under jit
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -41,6 +42,56 @@ def platform() -> str:
   """cpu, gpu or tpu: that of the ambient mesh, which may be a pod that is not here, or of jax."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
+
+
+def ring(names: tuple[str, ...]) -> list[int]:
+  """The positions along `names` in the order of a ring: who sends to whom in a `ppermute`.
+
+  Neighbours of the torus where the ambient mesh has devices with coordinates, else 0, 1, 2, ... All
+  orders are right. But only between neighbours XLA:TPU sends while it computes, and along an axis
+  of the mesh that takes more than one dimension of the torus, i and i + 1 may be far apart.
+  """
+  mesh, count = get_concrete_mesh(), size(names)
+  here = not mesh.empty and mesh.shape == jax.sharding.get_abstract_mesh().shape
+  if not here or not hasattr(mesh.devices.flat[0], "coords"):
+    return list(range(count))
+  rest = [n for n in mesh.axis_names if n not in names]
+  order = [mesh.axis_names.index(n) for n in (*names, *rest)]
+  devices = mesh.devices.transpose(order).reshape(count, -1)[:, 0]
+  return neighbours([d.coords for d in devices])
+
+
+def neighbours(coords: Sequence[Sequence[int]]) -> list[int]:
+  """An order of chips in which each is next to the one before, and the last to the first.
+
+  Chips that do not fill a box, or are odd in number, so that there is no such way, or lie on one
+  line, keep their order.
+
+  Args:
+    coords: of the chips, such as (x, y, z).
+
+  Returns:
+    Indices into `coords`.
+  """
+  values = [sorted(set(axis)) for axis in zip(*coords)]
+  sizes = sorted((len(v) for v in values if len(v) > 1), reverse=True)
+  same = list(range(len(coords)))
+  if math.prod(sizes) != len(coords) or len(coords) % 2 or len(sizes) < 2:
+    return same
+  # An axis of even size goes first; the others are one long path, in serpentines.
+  dims = sorted((i for i, v in enumerate(values) if len(v) > 1), key=lambda i: len(values[i]) % 2)
+  first, *rest = dims
+  path: list[dict[int, int]] = [{}]
+  for dim in rest:
+    turns = [values[dim][:: 1 if i % 2 == 0 else -1] for i in range(len(path))]
+    path = [cell | {dim: at} for cell, turn in zip(path, turns) for at in turn]
+  # To and fro along the path without its first cell, and back through the first cells.
+  ring = [{first: values[first][0]} | path[0]]
+  for i, at in enumerate(values[first]):
+    ring += [{first: at} | cell for cell in path[1:][:: 1 if i % 2 == 0 else -1]]
+  ring += [{first: at} | path[0] for at in values[first][:0:-1]]
+  where = {tuple(c[d] for d in dims): i for i, c in enumerate(coords)}
+  return [where[tuple(cell[d] for d in dims)] for cell in ring]
 
 
 def ambient(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:

@@ -60,19 +60,16 @@ def make_mesh(cfg: Mapping[str, int], devices: Sequence[Any] | None = None) -> M
   """A mesh over all devices, its sizes by `mesh_sizes`.
 
   Over several TPU slices or GPU nodes, `replica` goes between them as far as it reaches, then
-  `fsdp`; `tensor` and `sequence` stay within one. Within one, `fsdp` follows a ring of neighbours.
+  `fsdp`; `tensor` and `sequence` stay within one.
 
   Raises:
-    UserError: as `mesh_sizes`, or sizes that do not fit TPU slices.
+    UserError: as `mesh_sizes`, or TPU slices that the sizes do not fit.
   """
   devices = list(jax.devices() if devices is None else devices)
-  sizes = mesh_sizes(cfg, len(devices))
-  groups = granules(devices)
-  if len(groups) > 1:
-    grid = _between(groups, sizes)
-  else:
-    grid = _within(devices, tuple(sizes.values()))
-  return Mesh(grid, axes.ALL, axis_types=(AxisType.Auto,) * len(sizes))
+  sizes, auto = mesh_sizes(cfg, len(devices)), (AxisType.Auto,) * len(axes.ALL)
+  if len(groups := granules(devices)) > 1:
+    return Mesh(_between(groups, sizes), axes.ALL, axis_types=auto)
+  return jax.make_mesh(tuple(sizes.values()), axes.ALL, axis_types=auto, devices=devices)
 
 
 def granules(devices: Sequence[Any]) -> list[list[Any]]:
@@ -94,6 +91,8 @@ def _between(groups: list[list[Any]], sizes: Mapping[str, int]) -> np.ndarray:
   Raises:
     UserError: TPU slices that this does not fit; other devices are laid out in their order.
   """
+  from jax.experimental import mesh_utils
+
   count, shape = len(groups), tuple(sizes.values())
   replica = math.gcd(sizes[axes.REPLICA], count)
   outer = (replica, count // replica, 1, 1)
@@ -107,55 +106,11 @@ def _between(groups: list[list[Any]], sizes: Mapping[str, int]) -> np.ndarray:
   if not fits:
     return np.asarray([d for group in groups for d in group]).reshape(shape)
   inner = tuple(a // b for a, b in zip(shape, outer))
-  grids = [_within(group, inner) for group in groups]
+  # An axis may take a part of a dimension of the torus where none fits whole.
+  grids = [mesh_utils.create_device_mesh(inner, g, allow_split_physical_axes=True) for g in groups]
   # [replica, fsdp between; replica, fsdp, tensor, sequence within] -> each axis joined.
   grid = np.stack(grids).reshape(*outer[:2], *inner).transpose(0, 2, 1, 3, 4, 5)
   return grid.reshape(shape)
-
-
-def _within(devices: list[Any], shape: tuple[int, ...]) -> np.ndarray:
-  """The devices of one slice or node, `fsdp` along a ring of neighbours where there is one."""
-  from jax.experimental import mesh_utils
-
-  # An axis may take a part of a dimension of the torus where none fits whole.
-  grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-  if hasattr(devices[0], "coords"):
-    grid = grid[:, ring_order([d.coords for d in grid[0, :, 0, 0]])]
-  return grid
-
-
-def ring_order(coords: Sequence[Sequence[int]]) -> list[int]:
-  """An order of chips in which each is next to the one before, and the last to the first.
-
-  Only between neighbours XLA:TPU exchanges (`ppermute`) while it computes: the ring losses need it.
-  Chips that do not fill a box, or are odd in number, so that there is no such way, or lie on one
-  line, keep their order.
-
-  Args:
-    coords: of the chips, such as (x, y, z).
-
-  Returns:
-    Indices into `coords`.
-  """
-  values = [sorted(set(axis)) for axis in zip(*coords)]
-  sizes = sorted((len(v) for v in values if len(v) > 1), reverse=True)
-  same = list(range(len(coords)))
-  if math.prod(sizes) != len(coords) or len(coords) % 2 or len(sizes) < 2:
-    return same
-  # An axis of even size goes first; the others are one long path, in serpentines.
-  dims = sorted((i for i, v in enumerate(values) if len(v) > 1), key=lambda i: len(values[i]) % 2)
-  first, *rest = dims
-  path: list[dict[int, int]] = [{}]
-  for dim in rest:
-    turns = [values[dim][:: 1 if i % 2 == 0 else -1] for i in range(len(path))]
-    path = [cell | {dim: at} for cell, turn in zip(path, turns) for at in turn]
-  # To and fro along the path without its first cell, and back through the first cells.
-  ring = [{first: values[first][0]} | path[0]]
-  for i, at in enumerate(values[first]):
-    ring += [{first: at} | cell for cell in path[1:][:: 1 if i % 2 == 0 else -1]]
-  ring += [{first: at} | path[0] for at in values[first][:0:-1]]
-  where = {tuple(c[d] for d in dims): i for i, c in enumerate(coords)}
-  return [where[tuple(cell[d] for d in dims)] for cell in ring]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -290,7 +291,7 @@ def test_state_is_born_sharded(mesh8):
 )
 def test_ring_of_neighbours(box):
   coords = list(itertools.product(*map(range, box)))
-  order = sharding.ring_order(coords)
+  order = axes.neighbours(coords)
   assert sorted(order) == list(range(len(coords)))
   for i, j in zip(order, [*order[1:], order[0]]):
     assert sum(abs(a - b) for a, b in zip(coords[i], coords[j])) == 1
@@ -299,5 +300,20 @@ def test_ring_of_neighbours(box):
 @pytest.mark.parametrize("box", [(3, 3, 1), (1, 8, 1), (1, 1, 1)])
 def test_no_ring_keeps_the_order(box):
   coords = list(itertools.product(*map(range, box)))
-  assert sharding.ring_order(coords) == list(range(len(coords)))
-  assert sharding.ring_order([(0, 0), (0, 1), (1, 0), (2, 2)]) == [0, 1, 2, 3]  # no box
+  assert axes.neighbours(coords) == list(range(len(coords)))
+  assert axes.neighbours([(0, 0), (0, 1), (1, 0), (2, 2)]) == [0, 1, 2, 3]  # no box
+
+
+def test_the_ring_follows_the_torus(monkeypatch):
+  """fsdp takes both dimensions of a 4 x 2 grid, row by row; tensor the third."""
+  chips = [types.SimpleNamespace(coords=c) for c in itertools.product(range(4), range(2), range(2))]
+  grid = np.asarray(chips).reshape(1, 8, 2, 1)
+  shape = dict(zip(axes.ALL, grid.shape))
+  mesh = types.SimpleNamespace(empty=False, shape=shape, axis_names=axes.ALL, devices=grid)
+  monkeypatch.setattr(axes, "get_concrete_mesh", lambda: mesh)
+  with axes.ambient(jax.sharding.AbstractMesh(grid.shape, axes.ALL)):
+    order = axes.ring(axes.BATCH)
+  assert sorted(order) == list(range(8)) and order != list(range(8))
+  at = [grid[0, i, 0, 0].coords for i in order]
+  assert all(sum(abs(a - b) for a, b in zip(x, y)) == 1 for x, y in zip(at, at[1:] + at[:1]))
+  assert axes.ring(axes.BATCH) == [0]  # without a mesh

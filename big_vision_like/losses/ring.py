@@ -95,11 +95,13 @@ def all_pairs(
     out = {k: jnp.full((size, *like[k].shape[1:]), how[k].neutral, jnp.float32) for k in how}
     return lax.pcast(out, names, to="varying") if names else out
 
+  route = axes.ring(names)
+
   def send(tree: Tree, way: int) -> Tree:
     """To the next device on the right (way 0) or on the left."""
     if count == 1:
       return tree
-    there = [(i, (i + (-1 if way else 1)) % count) for i in range(count)]
+    there = [(route[i], route[(i + (-1 if way else 1)) % count]) for i in range(count)]
     return jax.tree.map(lambda x: lax.ppermute(x, names, there), tree)
 
   def meet(sums: dict[str, jax.Array], column: Tree) -> tuple[dict, dict]:
