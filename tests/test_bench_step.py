@@ -57,6 +57,7 @@ def test_programs_have_the_flops_of_the_formulas():
   assert flops.count(run, *args) == pytest.approx(analytic.mae_decoder("B/16"), rel=1e-3)
 
 
+@pytest.mark.slow  # two more compiles of a step
 def test_the_peer_is_the_same_model():
   """As many parameters of the same shapes, heads and stacks flattened; its loss falls."""
   size = suite.TINY["siglip_mu16_32"]
@@ -86,6 +87,7 @@ def test_the_peer_is_the_same_model():
   assert np.isfinite([float(x) for x in measured.values()]).all()
 
 
+@pytest.mark.slow  # a compile of each row
 def test_rows_of_memory_and_the_names_of_all():
   options = harness.Options(only="memory", repeats=1, smoke=True)
   (row,) = suite.rows(options)

@@ -52,7 +52,13 @@ def test_default_lowers_on_256_devices(name):
   assert "sdy.sharding_constraint" in lowered.as_text()
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Minutes of compiling samplers and renderers: their steps are in test_methods every day.
+SLOW = ("ddpm", "dreamfusion")
+
+
+@pytest.mark.parametrize(
+  "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in NAMES]
+)
 def test_smoke_takes_two_steps_and_reads_every_key(name, tmp_path, monkeypatch):
   """Through the training loop, evaluators on the first batch of their splits.
 

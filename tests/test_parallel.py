@@ -107,6 +107,7 @@ def test_every_mesh_equals_one_device(run, shape, ring_from, monkeypatch):
 # ------------------------------------------------------------------------- slices and processes
 
 
+@pytest.mark.slow  # test_train has the two processes of every day
 def test_replica_between_two_processes_equals_one_process(tmp_path):
   """Two processes of 4 devices, each a replica with split tokens, against fsdp over 8."""
   port = random.randint(20_000, 50_000)

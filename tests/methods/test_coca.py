@@ -87,6 +87,7 @@ def test_gradient_of_the_caption_loss():
   np.testing.assert_allclose(grad, want, atol=1e-6)
 
 
+@pytest.mark.slow  # test_transforms has GradCache's of every day
 def test_grad_cache_equals_the_whole_batch(run):
   """Also of captions of unequal length: the mean is over the tokens of the whole batch."""
   method, params, batch, _ = run
