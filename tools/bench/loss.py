@@ -300,7 +300,16 @@ def _open_clip(batch: int, width: int, parts: int) -> Run:
 
 
 def _speed(options: Options, sizes: Sizes) -> Iterator[Row]:
+  """In a process that simulates more devices than it uses, their threads get in each other's way:
+  small tiles suffer, large products do not.
+  """
   for devices in (1, sizes.devices):
+    if devices != jax.device_count() and not options.smoke:
+      name = f"speed/{devices}_device{'s' if devices > 1 else ''}"
+      if options.wants(name):
+        note = f"run alone: JAX_NUM_CPU_DEVICES={devices} ... --only '^{name}/'"
+        yield Row(name, "x faster than the peer", None, note=note)
+      continue
     for batch in sizes.speed:
       args = (batch, sizes.width, devices)
       peers = {"formula": functools.partial(_run, "formula", *args)}
