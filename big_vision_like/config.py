@@ -144,6 +144,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   return out
 
 
+def replaced(node: Any, **values: Any) -> Any:
+  """A nested dict in which each of these keys, wherever it stands, has this value."""
+  if not isinstance(node, Mapping):
+    return node
+  return {k: values[k] if k in values else replaced(v, **values) for k, v in node.items()}
+
+
 def number(cfg: Config, key: str, *default: float | None, above: float | None = None) -> Any:
   """`cfg[key]`, a finite number >= 0, or > `above`; `default` where the key is missing."""
   value = cfg.get(key, *default) if default else cfg[key]

@@ -133,15 +133,9 @@ def make_evaluators(config: Any, method: Method, mesh: jax.sharding.Mesh) -> dic
 
 def model_flops(built: Built) -> int:
   """FLOPs of loss and gradients of one global batch, without those that only save memory."""
-
-  def plain(node: Any) -> Any:
-    if isinstance(node, Mapping):
-      kept = {k: v for k, v in node.items() if k != "grad_cache"}
-      return {k: "none" if k == "remat" else plain(v) for k, v in kept.items()}
-    return node
-
-  config = config_lib.wrap(plain(built.config.to_dict())).timed(built.durations)
-  method = make_method(config)
+  plain = config_lib.replaced(built.config.to_dict(), remat="none")
+  plain.pop("grad_cache", None)
+  method = make_method(config_lib.wrap(plain).timed(built.durations))
   rng, count = jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32)
   shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
   params, aux = jax.tree.map(shape, (built.abstract.params, built.abstract.aux))

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from big_vision_like import axes, checkpoint, sharding, step, tree
 from big_vision_like import state as state_lib
 from big_vision_like import train as trainer
-from big_vision_like.config import wrap
+from big_vision_like.config import replaced, wrap
 from big_vision_like.input import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -30,13 +30,6 @@ def smoke(name):
   c.total_steps = 20
   c.optim.schedule = dict(name="constant")
   return c
-
-
-def in_bfloat16(node):
-  """The config with every `dtype` of its models set to bfloat16."""
-  if not isinstance(node, dict):
-    return node
-  return {k: "bfloat16" if k == "dtype" else in_bfloat16(v) for k, v in node.items()}
 
 
 def on_mesh(name, shape, change=lambda c: c):
@@ -123,7 +116,8 @@ def test_loss_needs_no_jit(runs):
 @pytest.mark.slow  # another compile of every step
 @pytest.mark.parametrize("name", NAMES)
 def test_works_in_bfloat16(name):
-  built, state, train_step, batch = on_mesh(name, SHAPES[0], in_bfloat16)
+  change = lambda config: replaced(config, dtype="bfloat16")
+  built, state, train_step, batch = on_mesh(name, SHAPES[0], change)
   with jax.set_mesh(built.mesh):
     new, measured = train_step(state, batch)
   measured = jax.device_get(measured)

@@ -345,7 +345,7 @@ def _ring_softmax_backward(hardness, names, tile, saved, cotangent):
 
   x, y, scale, ids, sums = saved
   batch = x.shape[0]
-  run = _on_devices(local, names, ("b", "b", "_", "b", "b", "_"), ("b", "b", "_"))
+  run = _on_devices(local, names, "bb_bb_", ("b", "b", "_"))
   return *run(x, y, scale, ids, sums, cotangent), None
 
 

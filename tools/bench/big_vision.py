@@ -28,7 +28,7 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
     y = nn.LayerNorm()(x)
     x = x + nn.MultiHeadDotProductAttention(self.num_heads, kernel_init=xavier)(y, y)
-    return x + _mlp(nn.LayerNorm()(x), self.mlp_dim), None
+    return x + Mlp(self.mlp_dim)(nn.LayerNorm()(x)), None
 
 
 class Mlp(nn.Module):
@@ -40,10 +40,6 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     init = dict(kernel_init=xavier, bias_init=nn.initializers.normal(1e-6))
     return nn.Dense(x.shape[-1], **init)(nn.gelu(nn.Dense(self.mlp_dim, **init)(x)))
-
-
-def _mlp(x: jax.Array, mlp_dim: int) -> jax.Array:
-  return Mlp(mlp_dim)(x)
 
 
 class Encoder(nn.Module):
@@ -94,7 +90,7 @@ class SigLip(nn.Module):
     probe = self.param("probe", xavier, (1, 1, self.width))
     probe = jnp.tile(probe, (x.shape[0], 1, 1))
     x = nn.MultiHeadDotProductAttention(self.num_heads, kernel_init=xavier)(probe, x)
-    x = (x + _mlp(nn.LayerNorm()(x), self.mlp_dim))[:, 0]
+    x = (x + Mlp(self.mlp_dim)(nn.LayerNorm()(x)))[:, 0]
 
     y = nn.Embed(self.vocab_size, self.width, embedding_init=init)(text)
     y = Encoder(*size)(y + self.param("text_pos", init, (1, *y.shape[1:])))

@@ -23,7 +23,7 @@ import numpy as np
 
 from big_vision_like import sharding, step, train
 from big_vision_like import state as state_lib
-from big_vision_like.config import UserError, wrap
+from big_vision_like.config import UserError, replaced, wrap
 from tools.bench import harness, torch_peers
 from tools.bench.harness import Options, Row, Run, Target, compare, share_of_peak
 
@@ -124,13 +124,6 @@ def rows(options: Options) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------- steps
 
 
-def _changed(node: Any, changes: Mapping[str, Any]) -> Any:
-  """The config with these keys, wherever they stand, at these values."""
-  if not isinstance(node, Mapping):
-    return node
-  return {k: changes[k] if k in changes else _changed(v, changes) for k, v in node.items()}
-
-
 def config_of(model: Model, batch: int, scan: bool, remat: str, smoke: bool) -> dict[str, Any]:
   """The committed config of the paper at this batch, with AdamW and these choices of layout."""
   file = importlib.import_module(f"configs.{model.config}")
@@ -141,7 +134,7 @@ def config_of(model: Model, batch: int, scan: bool, remat: str, smoke: bool) -> 
     changes["spec"] = {
       k: v.replace("224", "32").replace("96", "16") for k, v in config["input"]["spec"].items()
     }
-  config = _changed(config, changes)
+  config = replaced(config, **changes)
   for tower in (config["model"], config["model"].get("image"), config["model"].get("text")):
     if tower is not None and "remat" in tower:
       tower["scan"] = scan

@@ -16,7 +16,7 @@ from jax.extend import core
 
 from big_vision_like import axes, flops, tree
 from big_vision_like.compose import make_method
-from big_vision_like.config import wrap
+from big_vision_like.config import replaced, wrap
 from big_vision_like.layers import attention
 from big_vision_like.method import Method
 from big_vision_like.sharding import Table
@@ -55,13 +55,6 @@ def kernels_of(kind: str) -> Iterator[None]:
     attention.attention = plain
 
 
-def change(node: Any, key: str, value: Any) -> Any:
-  """A nested dict in which every `key` has this value; the others stay."""
-  if not isinstance(node, Mapping):
-    return node
-  return {k: value if k == key else change(v, key, value) for k, v in node.items()}
-
-
 def has(node: Any, key: str) -> bool:
   return isinstance(node, Mapping) and (key in node or any(has(v, key) for v in node.values()))
 
@@ -74,7 +67,7 @@ def micro_batches(config: Mapping[str, Any]) -> int:
 def with_remat(built: Built, policy: str | None, micro: bool = True) -> Method:
   """The method with this policy on every tower that has one; `micro`: without gradient caching."""
   config = built.config.to_dict()
-  config = config if policy is None else change(config, "remat", policy)
+  config = config if policy is None else replaced(config, remat=policy)
   if micro:
     config = {k: v for k, v in config.items() if k != "grad_cache"}
   return make_method(wrap(config).timed(built.durations))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from big_vision_like import axes, sharding, tree
 from big_vision_like import train as trainer
-from big_vision_like.config import UserError
+from big_vision_like.config import UserError, replaced
 from big_vision_like.layers.transformer import REMAT
 from tools.plan import aot, estimate, report, roofline
 from tools.plan.chips import Topology
@@ -61,7 +61,7 @@ def changed(
   config: Mapping[str, Any], mesh: Mapping[str, int], remat: str | None, batch_size: int
 ) -> dict[str, Any]:
   """The config with these choices; a remat policy goes to every tower that has one."""
-  out = config if remat is None else estimate.change(config, "remat", remat)
+  out = config if remat is None else replaced(config, remat=remat)
   return {**out, "mesh": dict(mesh), "input": {**out["input"], "batch_size": batch_size}}
 
 
