@@ -141,11 +141,20 @@ class Writer:
 
   def _add(self, **fields: Any) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+    now = time.time_ns()
     if self._events is None:
-      self._events = EventFileWriter(str(self.workdir / "tensorboard"))
-    self._events.add_event(Event(wall_time=time.time(), **fields))
+      from tensorboard.summary.writer.record_writer import RecordWriter
+
+      # TensorBoard reads a folder's files by name, so a resumed run's name must sort last, also
+      # within the same second: the library's own EventFileWriter names files to the second.
+      folder = self.workdir / "tensorboard"
+      folder.mkdir(parents=True, exist_ok=True)
+      name = f"events.out.tfevents.{now // 10**9:010d}.{now % 10**9:09d}"
+      self._events = RecordWriter((folder / name).open("xb"))
+      self._add(file_version="brain.Event:2")
+    self._events.write(Event(wall_time=now / 1e9, **fields).SerializeToString())
+    self._events.flush()
 
   def close(self) -> None:
     if self._events is not None:
