@@ -12,23 +12,30 @@ import jax.numpy as jnp
 from big_vision_like import config as config_lib
 from big_vision_like import transforms, tree
 from big_vision_like.config import Config, Durations, UserError
+from big_vision_like.input import pipeline
 from big_vision_like.method import Method
 
 
-def batch_spec(cfg: Config) -> dict[str, jax.ShapeDtypeStruct]:
-  """The global batch of `config.input`: `spec = {"image": "float32(224, 224, 3)"}` plus `index`."""
-  size = cfg.batch_size
-  out = {"index": jax.ShapeDtypeStruct((size,), jnp.int32)}
-  for key, text in cfg.spec.items():
-    calls = config_lib.parse_spec(text, f"config.input.spec.{key}")
-    try:
-      [(dtype, shape, _)] = calls
-      out[key] = jax.ShapeDtypeStruct((size, *shape), jnp.dtype(dtype))
-    except (ValueError, TypeError):
-      raise UserError(
-        f"config.input.spec.{key} = {text!r}; expected a dtype and a shape: 'float32(224, 224, 3)'"
-      ) from None
-  return out
+def batch_spec(cfg: Config) -> dict[str, Any]:
+  """The global batch of `config.input`: `spec = {"image": "float32(224, 224, 3)"}` plus `index`.
+
+  Several batches by name, each with its `spec` and perhaps a `batch_size`, make a dict of these.
+  """
+  out = {}
+  for name, own in pipeline.named(cfg).items():
+    size = own.get("batch_size", cfg.batch_size)
+    out[name] = {"index": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    for key, text in own.spec.items():
+      where = f"{own.path}.spec.{key}"
+      calls = config_lib.parse_spec(text, where)
+      try:
+        [(dtype, shape, _)] = calls
+        out[name][key] = jax.ShapeDtypeStruct((size, *shape), jnp.dtype(dtype))
+      except (ValueError, TypeError):
+        raise UserError(
+          f"{where} = {text!r}; expected a dtype and a shape: 'float32(224, 224, 3)'"
+        ) from None
+  return out.get("", out)
 
 
 def saved_config(workdir: str | pathlib.Path, where: str = "--workdir") -> dict[str, Any]:
@@ -47,7 +54,7 @@ def distil(method: Method, workdir: str, **options: Any) -> Method:
   config = config_lib.wrap(saved_config(workdir, "config.distil.workdir"))
   # Only `predict` of the teacher runs: how long its schedules were does not matter.
   teacher = make_method(config.timed(Durations(config.input.batch_size, 1, 1)))
-  one = {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in batch_spec(config.input).items()}
+  one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch_spec(config.input))
   teacher = teacher._replace(init=lambda rng, batch, init=teacher.init: init(rng, one))
   return config_lib.call(transforms.distil, options, "config.distil", method, teacher)
 

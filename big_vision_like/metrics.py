@@ -237,8 +237,10 @@ class Progress:
     if self._bar is not None:
       self._bar.stop()
 
-  def update(self, step: int, *, loss: float) -> dict[str, float]:
+  def update(self, step: int, *, loss: float, said: str = "") -> dict[str, float]:
     """`perf/...` of the time since the update before, for the logs; goodput is the whole run's.
+
+    `said`: what others have to add to the line.
 
     The shares are of the wall time; start-up and traces take what is missing to 100 %.
     """
@@ -256,16 +258,16 @@ class Progress:
     rates["perf/goodput_percent"] = 100 * self._ledger.goodput()
     self._step, self._spent = step, now
     left = (self.total - step) * self._looped / max(step - self._start, 1)
-    said = (
+    line = (
       f"step {step}/{self.total}  loss {loss:.4f}  "
       f"{rates['perf/examples_per_second']:,.0f} examples/s  {self._shares(rates)}"
-      f"eta {_clock(left)}"
+      f"{said}eta {_clock(left)}"
     )
     if self._bar is not None:
-      self._bar.update(self._task, completed=step, said=said)
+      self._bar.update(self._task, completed=step, said=line)
     elif sum(now.values()) - self._printed > self.plain_every or step == self.total:
       self._printed = sum(now.values())
-      self.say(said)
+      self.say(line)
     return rates
 
   @staticmethod

@@ -7,11 +7,13 @@ The same command again resumes. Exit codes: 0 done, 2 a mistake of the user (one
 85 preempted by SIGTERM after saving: run the same command again (launchers requeue on it).
 """
 
+import contextlib
 import json
 import logging
 import math
 import os
 import pathlib
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -42,15 +44,9 @@ from big_vision_like.method import Method, value_and_grad
 from big_vision_like.state import State
 
 # Keys that may change between a run and its continuation: where and how it runs, not what.
-RUNTIME_KEYS = (
-  "mesh",
-  "sharding",
-  "distributed",
-  "log",
-  "profile_steps",
-  "checkpoint",
-  "evals",
-  "input.num_threads",
+RUNTIME_KEYS = re.compile(
+  r"(mesh|sharding|distributed|log|profile_steps|checkpoint|evals)\b"
+  r"|input\.(\w+\.)?(num_threads|num_workers|prefetch|max_bad_fraction)$"
 )
 NONFINITE_EXIT_CODE = 3
 POLL_SECONDS = 5e-4  # how often a loop that waits for data looks whether the devices do too
@@ -167,7 +163,7 @@ def claim_workdir(workdir: pathlib.Path, config: Config, force: bool) -> None:
       differ = [
         f"{k} ({old.get(k, '-')} -> {now.get(k, '-')})"
         for k in sorted(old.keys() | now.keys())
-        if old.get(k) != now.get(k) and not k.startswith(RUNTIME_KEYS)
+        if old.get(k) != now.get(k) and not RUNTIME_KEYS.match(k)
       ]
       if differ:
         raise UserError(
@@ -199,8 +195,11 @@ def restore(
   if not fits and fixed != jax.device_count():
     data["mesh"] = {"fsdp": -1}
   shards = data["grad_accum"] * jax.device_count()
-  data["input"]["batch_size"] = math.lcm(data["input"]["batch_size"], shards)
-  built = build(data, num_examples=pipeline.num_examples(config_lib.wrap(data["input"])))
+  for cfg in (data["input"], *data["input"].values()):
+    if isinstance(cfg, dict) and "batch_size" in cfg:
+      cfg["batch_size"] = math.lcm(cfg["batch_size"], shards)
+  source = pipeline.Input(config_lib.wrap(data).input, seed=data["seed"])
+  built = build(data, num_examples=source.num_examples)
   with checkpoint.Checkpointer(pathlib.Path(workdir) / "checkpoints") as saved:
     found = saved.restore(built.abstract, step)
   if found is None:
@@ -224,7 +223,8 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
   ledger = goodput.Ledger()
   config, workdir = config_lib.wrap(config), pathlib.Path(workdir)
   cluster.start(config.get("distributed", {}))
-  built = build(config, num_examples=pipeline.num_examples(config.input))
+  source = pipeline.Input(config.input, seed=config.seed)
+  built = build(config, num_examples=source.num_examples)
   mesh, total = built.mesh, built.total_steps
   evaluators = make_evaluators(config, built.method, mesh)
   eval_every = {n: built.durations(config.evals[n], "every", total) for n in evaluators}
@@ -237,7 +237,7 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
     keep_every=built.durations(config.checkpoint, "keep_every"),
   )
   init_from = teacher_from(config, built.abstract) | config.get("init_from", {}).read_all()
-  check_example(config, built)
+  check_example(source, built)
   if unread := config.unread():
     raise UserError(f"nothing reads {', '.join(unread)}; remove or correct the key")
   claim_workdir(workdir, config, force_config)
@@ -293,11 +293,17 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
       ledger=ledger,
       enabled=lead,
     )
-    ids: dict[int, np.ndarray] = {}
+    ids: dict[int, Any] = {}
     measured: Any = {}
+    stream = source.batches(
+      batch_size=config.input.batch_size,
+      start_step=start,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
     with (
       pipeline.prefetch_to_device(
-        host_batches(config, start, ids), lambda batch: axes.put_batch(mesh, batch)
+        with_ids(stream, start, ids), lambda batch: axes.put_batch(mesh, batch)
       ) as batches,
       metrics.Profiler(workdir, profile_steps, ledger) as profiler,
       progress,
@@ -321,9 +327,13 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
         if log:
           values = {f"train/{k}": float(v) for k, v in axes.to_host(measured).items()}
           values |= {f"schedule/{k}": float(fn(at - 1)) for k, fn in built.schedules.items()}
+          drawn = source.examples(at, config.input.batch_size)
+          values |= {f"input/examples/{k}": n for k, n in drawn.items()}
           if at % log_every == 0 or at == total:
             writer.write(at, values)
-          writer.scalars(at, progress.update(at, loss=values["train/loss"]))
+          said = stream.said()
+          writer.scalars(at, progress.update(at, loss=values["train/loss"], said=said))
+          writer.scalars(at, stream.counts())
 
         if due and not stop:
           with ledger.phase("evaluation"):
@@ -362,30 +372,24 @@ def next_batch(batches: pipeline.prefetch_to_device, running: Any, ledger: goodp
     return next(batches)
 
 
-def host_batches(
-  config: Config, start: int, ids: dict[int, np.ndarray]
-) -> Iterator[dict[str, np.ndarray]]:
-  """This process's batches from step `start` on; `ids` keeps the indices of the last few."""
-  cfg = config.input
-  batches = pipeline.train_batches(
-    cfg,
-    batch_size=cfg.batch_size,
-    seed=config.seed,
-    start_step=start,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-  for at, batch in enumerate(batches, start + 1):
-    ids[at] = batch["index"]
-    ids.pop(at - 16, None)
-    yield batch
+def with_ids(batches: Iterator[Any], start: int, ids: dict[int, Any]) -> Iterator[Any]:
+  """The same batches; `ids` keeps the indices of the last few, by step."""
+  with contextlib.closing(batches):
+    for at, batch in enumerate(batches, start + 1):
+      several = "index" not in batch
+      ids[at] = {k: v["index"] for k, v in batch.items()} if several else batch["index"]
+      ids.pop(at - 16, None)
+      yield batch
 
 
-def check_example(config: Config, built: Built) -> None:
+def check_example(source: pipeline.Input, built: Built) -> None:
   """Compares the first example that the input really yields with `config.input.spec`."""
-  first = next(iter(pipeline.train_batches(config.input, batch_size=1, seed=0, start_step=0)))
-  found = {k: (v.shape[1:], v.dtype) for k, v in first.items() if k != "index"}
-  spec = {k: (v.shape[1:], v.dtype) for k, v in built.batch.items() if k != "index"}
+  shapes = lambda batch: {
+    k: (v.shape[1:], v.dtype)
+    for k, v in config_lib.flatten(batch).items()
+    if k.split(".")[-1] != "index"
+  }
+  found, spec = shapes(source.first()), shapes(built.batch)
   for key in sorted(found.keys() | spec.keys()):
     if found.get(key) != spec.get(key):
       show = lambda x: f"{x[1]}{tuple(x[0])}" if x else "nothing"
@@ -395,7 +399,7 @@ def check_example(config: Config, built: Built) -> None:
       )
 
 
-def check_finite(at: int, measured: Any, ids: dict[int, np.ndarray], workdir: pathlib.Path) -> None:
+def check_finite(at: int, measured: Any, ids: dict[int, Any], workdir: pathlib.Path) -> None:
   """Raises `NonFiniteError` and dumps the batch ids where step `at` produced a NaN or Inf."""
   values = {k: float(v) for k, v in axes.to_host(measured).items()}
   if not (bad := step.nonfinite(values)):
@@ -404,7 +408,8 @@ def check_finite(at: int, measured: Any, ids: dict[int, np.ndarray], workdir: pa
   if jax.process_count() > 1:
     file = workdir / f"nonfinite_{at}_process{jax.process_index()}.json"
   dump = {k: repr(v) for k, v in values.items()}
-  file.write_text(json.dumps({"step": at, "metrics": dump, "index": ids[at].tolist()}))
+  index = jax.tree.map(np.ndarray.tolist, ids[at])
+  file.write_text(json.dumps({"step": at, "metrics": dump, "index": index}))
   raise NonFiniteError(f"step {at}: NaN or Inf in {', '.join(bad)}; batch ids in {file}")
 
 

@@ -176,15 +176,15 @@ def test_accumulation_of_a_mean_equals_the_batch():
 
 
 def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-  batches = trainer.pipeline.train_batches
+  read = trainer.pipeline.Stream.__next__
 
-  def poisoned(cfg, **kwargs):
-    for at, batch in enumerate(batches(cfg, **kwargs), kwargs["start_step"] + 1):
-      if at == 4 and kwargs["batch_size"] > 1:
-        batch = {**batch, "image": np.full_like(batch["image"], np.nan)}
-      yield batch
+  def poisoned(stream):
+    batch = read(stream)
+    if batch["index"][0] == 48:
+      batch = {**batch, "image": np.full_like(batch["image"], np.nan)}
+    return batch
 
-  monkeypatch.setattr(trainer.pipeline, "train_batches", poisoned)
+  monkeypatch.setattr(trainer.pipeline.Stream, "__next__", poisoned)
   with pytest.raises(trainer.NonFiniteError, match="step 4: NaN or Inf in loss"):
     trainer.train(tiny.config(), tmp_path)
   dump = json.loads((tmp_path / "nonfinite_4.json").read_text())

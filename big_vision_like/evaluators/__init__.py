@@ -12,9 +12,7 @@ import numpy as np
 
 from big_vision_like import axes
 from big_vision_like.config import Config, UserError
-from big_vision_like.input import ops, pipeline
-from big_vision_like.input.randomness import generator
-from big_vision_like.input.sources import open_source
+from big_vision_like.input import pipeline
 
 
 def need(predict: Mapping[str, Callable], name: str, cfg: Config) -> Callable:
@@ -90,10 +88,9 @@ class Split:
     shards = axes.num_batch_shards(mesh)
     self.mesh = mesh
     self.batch_size = -(-cfg.get("batch_size", 128) // shards) * shards
-    self.source, self.pp, self.where = cfg[source], cfg.pp, cfg.path
-    self._batches()  # opens the source and parses the ops: mistakes show before any compile
-    if not len(open_source(self.source, self.where)):
-      raise UserError(f"{cfg.path}.{source} = {self.source!r} has no examples")
+    self.pp = cfg.pp
+    self.reader = pipeline.eval_reader(cfg[source], self.pp, cfg.path, source)
+    self._batches()  # mistakes show before any compile
     first = self._examples([0])[0]
     self.strings = tuple(k for k, v in first.items() if np.asarray(v).dtype.kind in "USO")
     for key in needs:
@@ -105,20 +102,17 @@ class Split:
       need_numbers(first[key], key, f"{cfg.path}.pp = {self.pp!r}")
 
   def __len__(self) -> int:
-    return len(open_source(self.source, self.where))
+    return len(self.reader.sources[0])
 
   def _examples(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-    source, op = open_source(self.source, self.where), ops.build(self.pp, self.where)
-    return [op(dict(source[int(i)]), generator(pipeline.EVAL_KEY, i)) for i in rows]
+    return self.reader.examples(np.asarray(rows), [])
 
   def _batches(self) -> Iterator[dict[str, np.ndarray]]:
     return pipeline.eval_batches(
-      self.source,
-      self.pp,
+      self.reader,
       batch_size=self.batch_size,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
-      where=self.where,
     )
 
   def batches(self) -> Iterator[dict[str, jax.Array]]:

@@ -1,4 +1,16 @@
-"""Examples that cannot be used: what is wrong with them, by kind, for counting and for the log."""
+"""Examples that cannot be used: what is wrong with them, by kind, counted and bounded."""
+
+import collections
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from big_vision_like.config import UserError
+
+LOGGED = 100
+"""Bad examples of a kind that are logged one by one."""
+ALWAYS_SEEN = 100
+"""Fewer examples than this are too few to call what is bad among them a fraction."""
 
 
 class BadExample(ValueError):
@@ -22,3 +34,55 @@ def kind_of(error: Exception) -> str:
   if isinstance(error, UnicodeDecodeError):
     return "not UTF-8"
   return type(error).__name__
+
+
+class Bad(NamedTuple):
+  """One bad example, as it travels from where it was read to where it is counted."""
+
+  source: str
+  index: int
+  kind: str
+  message: str
+
+  def __str__(self) -> str:
+    return f"bad example {self.index} of {self.source}: {self.kind} ({self.message})"
+
+
+def describe(error: Exception, source: str, index: int) -> Bad:
+  """What is known of an example that raised `error`; ops leave their name in its notes."""
+  notes = "; ".join(getattr(error, "__notes__", []))
+  message = f"{type(error).__name__}: {error}" + (f", {notes}" if notes else "")
+  return Bad(source, index, kind_of(error), message)
+
+
+class Counter:
+  """Counts bad examples by kind, logs them, and ends the run when they are too many."""
+
+  def __init__(self, max_fraction: float):
+    self.max_fraction = max_fraction
+    self.seen = 0
+    self.kinds: collections.Counter[str] = collections.Counter()
+
+  def add(self, seen: int, found: Iterable[Bad]) -> None:
+    """`seen` more examples, those `found` among them were bad.
+
+    Raises:
+      UserError: more than `max_fraction` of all are bad: the counts by kind and the last one.
+    """
+    self.seen += seen
+    last = None
+    for last in found:
+      self.kinds[last.kind] += 1
+      if self.kinds[last.kind] <= LOGGED:
+        logging.warning("%s", last)
+      if self.kinds[last.kind] == LOGGED:
+        logging.warning("further examples of the kind %s are counted only", last.kind)
+    bad = self.kinds.total()
+    if last is not None and bad > self.max_fraction * max(self.seen, ALWAYS_SEEN):
+      raise UserError(
+        f"{bad} of {self.seen} examples are bad ({self}), more than input.max_bad_fraction = "
+        f"{self.max_fraction}; the last: {last}"
+      )
+
+  def __str__(self) -> str:
+    return ", ".join(f"{kind} {n}" for kind, n in self.kinds.most_common())

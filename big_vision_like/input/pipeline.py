@@ -1,70 +1,155 @@
-"""From a source to this process's rows of the global batch.
+"""From sources to this process's rows of the global batch.
 
-Position is (seed, global example index) and nothing else: batch k is examples k*B to (k+1)*B of one
+Position is (seed, global example index) and nothing else: batch k is rows k*B to (k+1)*B of one
 infinite stream, process i of n takes the i-th part of it. So a run that resumes on another number
-of processes or threads sees the same stream to the bit.
+of processes, threads or workers sees the same stream to the bit.
+
+`config.input` has one of three forms:
+
+    one source       source, pp
+    a mixture        parts = {name: {source, pp, weight}}; `pp` beside them is their default
+    several batches  {name: {source or parts, ..., spec}}: a step's batch is a dict of batches
+
+and beside them: batch_size, spec (shapes, see compose.batch_spec), shuffle (True), pack (see
+packing.py), max_bad_fraction (0.01), num_threads (8), num_workers (0, processes), prefetch
+(2 batches). What is beside several batches holds for all of them; each may have its own.
 """
 
+import collections
 import logging
+import math
 import queue
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from big_vision_like.config import Config, UserError, whole_number, wrap
-from big_vision_like.input import ops
-from big_vision_like.input.randomness import generator
-from big_vision_like.input.sources import open_source
-
-Batch = dict[str, np.ndarray]
+from big_vision_like.config import Config, UserError, number, whole_number, wrap
+from big_vision_like.input import bad
+from big_vision_like.input.order import key_of
+from big_vision_like.input.reader import Batch, Chunk, Part, Reader, joined, last_seen
 
 # Sources that draw their examples use small keys: the ops must not see the same numbers again.
 _OPS_KEY = 1 << 64
 EVAL_KEY = 0
 
 
-class _Preprocess:
-  """`(index, example) -> example`, with the index's own randomness; bad examples are replaced."""
+class Settings(NamedTuple):
+  """How a stream is read; nothing of it changes what is read."""
 
-  def __init__(self, source: Any, name: str, op: ops.Op, seed: int, max_bad: float):
-    self.source, self.name, self.op, self.seed, self.max_bad = source, name, op, seed, max_bad
-    self.bad = self.seen = 0
-    self.lock = threading.Lock()
+  num_threads: int = 8
+  num_workers: int = 0
+  prefetch: int = 2
+  max_bad_fraction: float = 0.01
 
-  def __call__(self, at: int, index: int) -> dict[str, Any]:
-    """Example `index` of the source, at position `at` of the stream."""
-    with self.lock:
-      self.seen += 1
-    for attempt in range(len(self.source)):
-      chosen = (index + attempt) % len(self.source)
-      try:
-        rng = generator(_OPS_KEY + self.seed, at)
-        return self.op(dict(self.source[chosen]), rng)
-      except Exception as e:
-        self._count(chosen, e)
-    raise RuntimeError("no good example in the source")
 
-  def _count(self, index: int, error: Exception) -> None:
-    note = "; ".join(getattr(error, "__notes__", []))
-    with self.lock:
-      self.bad += 1
-      logging.warning(
-        "bad example %d (%s: %s) %s of %s", index, type(error).__name__, error, note, self.name
+class Input:
+  """`config.input`, checked, and its sources opened once for all who ask.
+
+  Raises:
+    UserError: an unknown source or op, an empty source, a setting out of its range.
+  """
+
+  def __init__(self, cfg: Mapping[str, Any], *, seed: int):
+    cfg = cfg if isinstance(cfg, Config) else wrap({"input": cfg}).input
+    if not 0 <= seed < 1 << 32:
+      raise UserError(f"config.seed = {seed}; expected 0 to 2^32 - 1")
+    self._cfgs = named(cfg)
+    self._settings = {name: _settings(own, cfg) for name, own in self._cfgs.items()}
+    self.readers = {
+      name: Reader(
+        _parts(own),
+        seed=seed,
+        key=_OPS_KEY + key_of(seed, name),
+        shuffle=own.get("shuffle", cfg.get("shuffle", True)),
+        name=name,
+        pack=own.get("pack", ""),
       )
-      # The first 100 examples are too few to call it a fraction.
-      if self.bad > self.max_bad * max(self.seen, 100):
-        raise RuntimeError(
-          f"{self.bad} of {self.seen} examples are bad, more than input.max_bad_fraction = "
-          f"{self.max_bad}; the last: example {index} of {self.name}, "
-          f"{type(error).__name__}: {error} {note}"
-        ) from error
+      for name, own in self._cfgs.items()
+    }
+
+  @property
+  def num_examples(self) -> int:
+    """Rows of an epoch: of all parts of a mixture together, of the first of several batches."""
+    reader = next(iter(self.readers.values()))
+    return max(1, reader.first_row_after(sum(map(len, reader.sources))))
+
+  def first(self) -> dict[str, Any]:
+    """The first row, or window of packed rows, as a batch."""
+    chunks = {name: reader(0, reader.window) for name, reader in self.readers.items()}
+    for chunk in chunks.values():
+      chunk.check()
+    return _of_one({name: chunk.rows for name, chunk in chunks.items()})
+
+  def examples(self, step: int, batch_size: int) -> dict[str, int]:
+    """`[name/]part` of every mixture -> its examples in the first `step` batches."""
+    out = {}
+    for name, reader in self.readers.items():
+      if len(reader.parts) > 1:
+        at = reader.first_example(step * self._cfgs[name].get("batch_size", batch_size))
+        prefix = f"{name}/" if name else ""
+        out |= {f"{prefix}{part}": n for part, n in reader.order.examples(at).items()}
+    return out
+
+  def batches(
+    self, *, batch_size: int, start_step: int, process_index: int = 0, process_count: int = 1
+  ) -> "Stream | Streams":
+    """This process's rows of every batch from step `start_step` on, endlessly."""
+    streams = {}
+    for name, reader in self.readers.items():
+      own, settings = self._cfgs[name], self._settings[name]
+      size = own.get("batch_size", batch_size) if name else batch_size
+      rows = BatchRows(size, process_index, process_count, own.path, reader.window)
+      streams[name] = Stream(reader, rows, settings, start_step)
+    return streams[""] if "" in streams else Streams(streams)
 
 
-def num_examples(cfg: Mapping[str, Any]) -> int:
-  """Examples of an epoch of `config.input`."""
-  return len(open_source(wrap(cfg).source))
+def named(cfg: Config) -> dict[str, Config]:
+  """The batches of a step by name, `""` where there is one."""
+  if "source" in cfg and "parts" in cfg:
+    raise UserError(f"{cfg.path} has source and parts; a mixture has its sources in its parts")
+  if "source" in cfg or "parts" in cfg:
+    return {"": cfg}
+  out = {name: own for name, own in cfg.items() if isinstance(own, Config) and name != "spec"}
+  if not out:
+    raise UserError(f"{cfg.path} has no source, no parts, and no batches by name that have them")
+  for own in out.values():
+    if "" not in named(own):
+      raise UserError(f"{own.path} has no source and no parts; keys there: {', '.join(own)}")
+  return out
+
+
+def _parts(own: Config) -> dict[str, Part]:
+  if "parts" not in own:
+    return {"": Part(own.source, own.pp, own.path)}
+  out = {}
+  for name, part in own.parts.items():
+    if not isinstance(part, Config):
+      raise UserError(f"{own.path}.parts.{name} = {part!r}; expected source, and pp and weight")
+    pp = part.get("pp", own.get("pp", ""))
+    out[name] = Part(part.source, pp, part.path, number(part, "weight", 1.0, above=0))
+  if not out:
+    raise UserError(f"{own.path}.parts is empty; expected name -> source, pp, weight")
+  return out
+
+
+def _settings(own: Config, shared: Config) -> Settings:
+  values = {
+    key: own.get(key, shared.get(key, default)) for key, default in Settings()._asdict().items()
+  }
+  least = dict(num_threads=0, num_workers=0, prefetch=1)
+  for key, low in least.items():
+    whole_number(values[key], f"{own.path}.{key}", low)
+  if not isinstance(fraction := values["max_bad_fraction"], (int, float)) or not 0 <= fraction <= 1:
+    raise UserError(f"{own.path}.max_bad_fraction = {fraction!r}; expected 0 to 1")
+  return Settings(**values)
+
+
+def _of_one(by_name: dict[str, Any]) -> Any:
+  """What belongs to the one batch, or to each of several by name."""
+  return by_name.get("", by_name)
 
 
 def train_batches(
@@ -75,100 +160,206 @@ def train_batches(
   start_step: int,
   process_index: int = 0,
   process_count: int = 1,
-) -> Iterator[Batch]:
-  """Endless batches from step `start_step` on, shuffled anew every epoch.
+) -> "Stream | Streams":
+  """`Input(cfg).batches(...)`: endless batches from step `start_step` on.
 
-  `cfg` is `config.input`: source, pp, shuffle (True), num_threads, prefetch (batches),
-  max_bad_fraction. Each batch holds this process's rows and their global `index`.
+  Each holds this process's rows, with their global position under `index`.
 
   Raises:
-    UserError: an unknown source or op, an empty source, a setting out of its range, or a batch that
-      does not divide by the processes.
+    UserError: see `Input`; or a batch that does not divide by the processes.
   """
+  return Input(cfg, seed=seed).batches(
+    batch_size=batch_size,
+    start_step=start_step,
+    process_index=process_index,
+    process_count=process_count,
+  )
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+class BatchRows:
+  """Which rows of the stream are this process's part of batch k, in chunks that threads share.
+
+  Raises:
+    UserError: the batch does not divide by the processes, or into windows of packed rows.
+  """
+
+  def __init__(self, batch_size: int, index: int, count: int, where: str, window: int = 1):
+    if batch_size < 1 or batch_size % count:
+      raise UserError(f"{where}.batch_size = {batch_size} does not divide by {count} processes")
+    self.batch_size, self.local = batch_size, batch_size // count
+    if self.local % window:
+      raise UserError(
+        f"{where}.batch_size = {batch_size} on {count} processes does not divide into windows of "
+        f"{window} packed rows"
+      )
+    self.offset, self.window, self.chunks = index * self.local, window, 1
+
+  def split(self, readers: int) -> None:
+    """Into chunks enough for all readers, but no larger than 64 windows."""
+    windows = self.local // self.window
+    self.chunks = math.ceil(windows / min(64, max(1, windows // (2 * max(1, readers)))))
+
+  def __call__(self, chunk: int) -> tuple[int, int]:
+    """(first row, rows) of a chunk; `chunks` of them are a batch."""
+    batch, part = divmod(chunk, self.chunks)
+    windows = self.local // self.window
+    start, end = (windows * (part + i) // self.chunks * self.window for i in (0, 1))
+    return batch * self.batch_size + self.offset + start, end - start
+
+
+class _ReadChunk(NamedTuple):
+  """Chunk number -> `Chunk`, for Grain, in threads or in worker processes."""
+
+  reader: Reader
+  rows: BatchRows
+
+  def __call__(self, chunk: int) -> Chunk:
+    return self.reader(*self.rows(chunk))
+
+
+class Stream:
+  """Batches of one schema, to `stop` or endlessly. `bad` and `dropped` count what is left out."""
+
+  def __init__(
+    self,
+    reader: Reader,
+    rows: BatchRows,
+    settings: Settings,
+    start: int,
+    stop: int | None = None,
+  ):
+    rows.split(settings.num_workers or settings.num_threads)
+    self.bad, self.dropped = bad.Counter(settings.max_bad_fraction), 0
+    self._reader, self._rows = reader, rows
+    self._chunks = read_ahead(reader, rows, settings, start, stop)
+
+  def __iter__(self) -> "Stream":
+    return self
+
+  def __next__(self) -> Batch:
+    parts = []
+    for _ in range(self._rows.chunks):
+      chunk = next(self._chunks)
+      self.bad.add(chunk.seen, chunk.bad)
+      self.dropped += chunk.dropped
+      parts.append(chunk.check().rows)
+    return joined(parts, self._reader.ops_at)
+
+  def close(self) -> None:
+    """Ends the threads and processes that read ahead."""
+    self._chunks.close()
+
+  def counts(self) -> dict[str, int]:
+    """`input/bad/<kind>` and `input/unpacked` so far, on this process; empty where all is well."""
+    out = {f"input/bad/{kind.replace(' ', '_')}": n for kind, n in self.bad.kinds.items()}
+    return out | ({"input/unpacked": self.dropped} if self.dropped else {})
+
+  def said(self) -> str:
+    """For the progress line: `bad 3 (empty text 2, truncated image 1)  `."""
+    out = f"bad {self.bad.kinds.total()} ({self.bad})  " if self.bad.kinds else ""
+    return out + (f"unpacked {self.dropped}  " if self.dropped else "")
+
+
+class Streams:
+  """Several streams of one step: a batch is a dict of their batches."""
+
+  def __init__(self, streams: dict[str, Stream]):
+    self.streams = streams
+
+  def __iter__(self) -> "Streams":
+    return self
+
+  def __next__(self) -> dict[str, Batch]:
+    return {name: next(stream) for name, stream in self.streams.items()}
+
+  def close(self) -> None:
+    """Ends all of them."""
+    for stream in self.streams.values():
+      stream.close()
+
+  def counts(self) -> dict[str, int]:
+    """The sums of all of them."""
+    total: collections.Counter[str] = collections.Counter()
+    for stream in self.streams.values():
+      total.update(stream.counts())
+    return dict(total)
+
+  def said(self) -> str:
+    """What each has to say."""
+    said = ((name, stream.said()) for name, stream in self.streams.items())
+    return "".join(f"{name} {text}" for name, text in said if text)
+
+
+def read_ahead(
+  reader: Reader, rows: BatchRows, settings: Settings, start: int, stop: int | None = None
+) -> Iterator[Chunk]:
+  """The chunks of the batches start to stop, in order, made ahead of time by Grain."""
   import grain
 
-  cfg = cfg if isinstance(cfg, Config) else wrap({"input": cfg}).input
-  source, op = open_source(cfg.source), ops.build(cfg.pp, "config.input.pp")
-  _check_batch("config.input", batch_size, process_count)
-  if not len(source):
-    raise UserError(f"config.input.source = {cfg.source!r} has no examples")
-  if not 0 <= seed < 1 << 32:
-    raise UserError(f"config.seed = {seed}; expected 0 to 2^32 - 1")
-  num_threads = whole_number(cfg.get("num_threads", 8), "config.input.num_threads", 0)
-  prefetch = whole_number(cfg.get("prefetch", 2), "config.input.prefetch", 1)
-  max_bad = cfg.get("max_bad_fraction", 0.01)
-  if not isinstance(max_bad, (int, float)) or not 0 <= max_bad <= 1:
-    raise UserError(f"config.input.max_bad_fraction = {max_bad!r}; expected 0 to 1")
-  preprocess = _Preprocess(source, cfg.source, op, seed, max_bad)
-  order = grain.MapDataset.range(len(source)).seed(seed)
-  if cfg.get("shuffle", True):
-    order = order.shuffle()
-  order = order.repeat()
-  first = start_step * batch_size
-  stream = order.map_with_index(lambda at, index: {"index": at, **preprocess(at, index)})
-  local = batch_size // process_count
-  # Always given: the default of 500 elements would be gigabytes of images.
-  ahead = prefetch * local
-  read = grain.ReadOptions(num_threads=min(num_threads, ahead), prefetch_buffer_size=ahead)
-  rows = _rows(stream, first, batch_size, process_index * local, local)
-  return iter(rows.to_iter_dataset(read).batch(local, batch_fn=_stack))
+  stop = (1 << 62) // rows.chunks if stop is None else stop
+  chunks = grain.MapDataset.range(start * rows.chunks, stop * rows.chunks)
+  ahead = settings.prefetch * rows.chunks
+  if settings.num_workers:
+    yield from _by_workers(reader, rows, settings.num_workers, ahead, chunks)
+  else:
+    # Always given: the default of 500 elements would be gigabytes of images.
+    threads = min(settings.num_threads, ahead)
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    yield from chunks.map(_ReadChunk(reader, rows)).to_iter_dataset(read)
 
 
-def _check_batch(where: str, batch_size: int, process_count: int) -> None:
-  if batch_size < 1 or batch_size % process_count:
-    raise UserError(
-      f"{where}.batch_size = {batch_size} does not divide by {process_count} processes"
-    )
+def _by_workers(
+  reader: Reader, rows: BatchRows, workers: int, ahead: int, chunks: Any
+) -> Iterator[Chunk]:
+  """As many processes, each of which makes every so-manieth chunk."""
+  import multiprocessing
 
-
-def _rows(stream: Any, first: int, batch_size: int, offset: int, local: int) -> Any:
-  """Row r of this process lies in batch r // local, at offset + r % local of it."""
   import grain
+  from absl import flags
 
-  class Rows(grain.MapDataset):
-    def __len__(self) -> int:
-      return (1 << 62) // batch_size
+  if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which nobody here sets
+    flags.FLAGS.mark_as_parsed()
+  options = grain.MultiprocessingOptions(
+    num_workers=workers, per_worker_buffer_size=math.ceil(ahead / workers)
+  )
+  with tempfile.TemporaryDirectory() as folder:
+    chunks = chunks.map(_ReadChunk(reader.traced(folder), rows))
+    chunks = chunks.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    try:
+      yield from chunks.mp_prefetch(options)
+    except Exception as e:
+      alive = {child.pid for child in multiprocessing.active_children()}
+      raise RuntimeError(
+        f"a worker process failed, and all end: {e} They were at {last_seen(folder, reader, alive)}"
+      ) from e
 
-    def __getitem__(self, r: int) -> dict[str, Any]:
-      return stream[first + r // local * batch_size + offset + r % local]
 
-  return Rows([])
-
-
-def _stack(examples: list[dict[str, Any]]) -> Batch:
-  out = {k: np.stack([np.asarray(e[k]) for e in examples]) for k in examples[0]}
-  # jax's default integers have 32 bits: labels of Python are made so, positions past 2^31 wrap.
-  if "index" in out:
-    out["index"] = out["index"] & 0x7FFF_FFFF
-  return {k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in out.items()}
+def eval_reader(source: str, pp: str, where: str = "config.evals", key: str = "source") -> Reader:
+  """Reads a split for an evaluation, in order; a bad example is an error that names it."""
+  part = Part(source, pp, where, key=key)
+  return Reader({"": part}, seed=0, key=EVAL_KEY, shuffle=False, exact=True)
 
 
 def eval_batches(
-  source: str,
-  pp: str,
-  *,
-  batch_size: int,
-  process_index: int = 0,
-  process_count: int = 1,
-  where: str = "config.evals",
+  reader: Reader, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
   """Every example once, in order: ceil(n / batch) batches, the last padded, `_mask` [b] says which
   rows count. Every process yields equally many batches.
 
   Raises:
-    UserError: an unknown source or op, or a batch that does not divide by the processes.
+    UserError: a batch that does not divide by the processes.
   """
-  data, op = open_source(source, f"{where}.source"), ops.build(pp, f"{where}.pp")
-  _check_batch(where, batch_size, process_count)
-  local = batch_size // process_count
+  rows = BatchRows(batch_size, process_index, process_count, reader.parts[0].where)
+  stop = math.ceil(len(reader.sources[0]) / batch_size)
 
   def batches() -> Iterator[Batch]:
-    for start in range(0, len(data), batch_size):
-      at = np.arange(start, start + batch_size)[process_index * local :][:local]
-      rows = []
-      for i in np.minimum(at, len(data) - 1):
-        rows.append({"index": int(i), **op(dict(data[int(i)]), generator(EVAL_KEY, i))})
-      yield {**_stack(rows), "_mask": at < len(data)}
+    at = np.arange(rows.local) + rows.offset
+    stream = Stream(reader, rows, Settings(), 0, stop)
+    for k, batch in enumerate(stream):
+      yield {**batch, "_mask": k * batch_size + at < len(reader.sources[0])}
 
   return batches()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from big_vision_like.config import UserError
-from big_vision_like.input import ops, pipeline, sources, tokenizers
+from big_vision_like.input import ops, pipeline, reader, sources, tokenizers
 from big_vision_like.input.sources import digits
 from big_vision_like.input.sources.digits import NEW_PAIRS, WORDS
 
@@ -97,9 +97,9 @@ def test_ops_draw_other_numbers_than_the_source(monkeypatch):
       rng = np.random.Generator(np.random.Philox(key=3, counter=int(i) << 64))
       return {"x": rng.random()}
 
-  monkeypatch.setattr(pipeline, "open_source", lambda spec: Drawn())
+  monkeypatch.setattr(reader, "open_source", lambda *_: Drawn())
   monkeypatch.setattr(
-    pipeline.ops, "build", lambda *_: lambda example, rng: {**example, "op": rng.random()}
+    reader.ops, "build", lambda *_: lambda example, rng: {**example, "op": rng.random()}
   )
   [batch] = read(1, shuffle=False)
   assert not np.isin(batch["x"], batch["op"]).any()
@@ -107,17 +107,14 @@ def test_ops_draw_other_numbers_than_the_source(monkeypatch):
 
 
 def test_eval_covers_every_example_once():
-  batches = list(pipeline.eval_batches("digits(split='test')", "drop(text)", batch_size=50))
+  test = pipeline.eval_reader("digits(split='test')", "drop(text)")
+  batches = list(pipeline.eval_batches(test, batch_size=50))
   n = len(sources.open_source("digits(split='test')"))
   assert len(batches) == -(-n // 50)
   seen = np.concatenate([b["index"][b["_mask"]] for b in batches])
   np.testing.assert_array_equal(seen, np.arange(n))
   halves = [
-    list(
-      pipeline.eval_batches(
-        "digits(split='test')", "drop(text)", batch_size=50, process_index=i, process_count=2
-      )
-    )
+    list(pipeline.eval_batches(test, batch_size=50, process_index=i, process_count=2))
     for i in range(2)
   ]
   for k, batch in enumerate(batches):
@@ -140,15 +137,15 @@ class Flaky:
 
 
 def test_bad_examples_are_replaced_and_counted(monkeypatch, caplog):
-  monkeypatch.setattr(pipeline, "open_source", lambda spec: Flaky(50))
+  monkeypatch.setattr(reader, "open_source", lambda *_: Flaky(50))
   one = read(20, pp="", max_bad_fraction=0.1)
   two = read(20, pp="", max_bad_fraction=0.1, num_threads=1)
   for a, b in zip(one, two):
     assert_same(a, b)
   assert not np.isin(np.concatenate([b["x"] for b in one]), (0, 50)).any()
-  assert "bad example 50 (ValueError: truncated file)" in caplog.text
-  assert f"of {CFG['source']}" in caplog.text
-  with pytest.raises(RuntimeError, match=r"more than input.max_bad_fraction = 0.01"):
+  line = f"bad example 50 of {CFG['source']}: ValueError (ValueError: truncated file)"
+  assert line in caplog.text
+  with pytest.raises(UserError, match=r"more than input.max_bad_fraction = 0.01"):
     read(20, pp="", max_bad_fraction=0.01)
 
 
@@ -218,7 +215,7 @@ def test_grain_reads_no_further_ahead_than_asked(monkeypatch):
       asked.append(i)
       return {"x": np.float32(i)}
 
-  monkeypatch.setattr(pipeline, "open_source", lambda spec: Counting(50))
+  monkeypatch.setattr(reader, "open_source", lambda *_: Counting(50))
   batches = pipeline.train_batches(
     {**CFG, "pp": "", "prefetch": 2, "num_threads": 4}, batch_size=8, seed=0, start_step=0
   )
