@@ -86,8 +86,10 @@ def build(config: Any, *, num_examples: int | None, mesh: Any = None) -> Built:
   config = config_lib.wrap(config)
   mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
   batch_size = config.input.batch_size
-  sharding.check_batch(batch_size, mesh)
-  step.check_accumulate(config.grad_accum, batch_size, axes.num_batch_shards(mesh))
+  for own in pipeline.named(config.input).values():
+    size = own.get("batch_size", batch_size)
+    sharding.check_batch(size, mesh)
+    step.check_accumulate(config.grad_accum, size, axes.num_batch_shards(mesh))
   durations = Durations(batch_size, num_examples)
   total_steps = durations(config, "total")
   if not total_steps:

@@ -6,7 +6,7 @@ A chunk is a function of its row numbers alone, so it does not matter who makes 
 import os
 import pathlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -204,11 +204,15 @@ def stack(rows: list[Example], ops_at: str) -> Batch:
   Raises:
     UserError: keys, shapes or dtypes that differ.
   """
+  _check_keys(rows, ops_at)
+  return {key: _column(key, [row[key] for row in rows], ops_at) for key in rows[0]}
+
+
+def _check_keys(rows: Sequence[Mapping[str, Any]], ops_at: str) -> None:
   for row in rows:
     if row.keys() != rows[0].keys():
       a, b = (", ".join(sorted(r.keys() - {"index"})) for r in (rows[0], row))
       raise UserError(f"{ops_at}: examples of keys {a} and of keys {b} in one batch; end with keep")
-  return {key: _column(key, [row[key] for row in rows], ops_at) for key in rows[0]}
 
 
 def _column(key: str, values: list[Any], ops_at: str) -> np.ndarray:
@@ -235,10 +239,9 @@ def joined(parts: list[Batch], ops_at: str) -> Batch:
   """Parts of a batch -> the batch; raises as `stack` does."""
   if len(parts) == 1:
     return parts[0]
+  _check_keys(parts, ops_at)
   out = {}
   for key in parts[0]:
-    if any(p.keys() != parts[0].keys() for p in parts):
-      raise UserError(f"{ops_at}: examples of other keys in one batch; end with keep")
     _check_alike(key, [p[key][0] for p in parts if p[key].dtype != object], ops_at)
     out[key] = np.concatenate([p[key] for p in parts])
   return out
