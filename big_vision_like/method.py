@@ -35,7 +35,8 @@ class Method(NamedTuple):
   Attributes:
     init: `(rng, batch) -> params, aux`. `batch` may hold `jax.ShapeDtypeStruct`-shaped zeros.
     loss: `(params, aux, batch, rng, step) -> loss, (aux, metrics)`. A mean over the examples of the
-      global batch; every batch has `index` [B], the global example index.
+      global batch; every batch has `index` [B], the global example index. `batch` is a dict of
+      such batches where `config.input` names several.
     predict: name -> `(params, aux, batch, rng, **static options) -> outputs`. Names an evaluator
       may ask for: `image_embed`, `text_embed`, `logits`, `features`, `reconstruct`, `generate`,
       `sample`, `segment`, `loss_per_example`, `similarity`, `match`, `score`.

@@ -118,13 +118,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(axes.of_batch(mesh)))
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
+def check_batch(batch_size: int, mesh: Mesh, where: str = "config.input") -> None:
   """Raises `UserError` where the batch does not divide its axes, or is not a positive number."""
   if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-    raise UserError(f"config.input.batch_size = {batch_size!r}; expected a positive number")
+    raise UserError(f"{where}.batch_size = {batch_size!r}; expected a positive number")
   if batch_size % (n := axes.num_batch_shards(mesh)):
     raise UserError(
-      f"config.input.batch_size = {batch_size} does not divide by replica x fsdp = {n}; "
+      f"{where}.batch_size = {batch_size} does not divide by replica x fsdp = {n}; "
       f"nearest: {max(n, batch_size // n * n)}"
     )
 

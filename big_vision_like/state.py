@@ -50,5 +50,5 @@ def init(
   Drawn under `jax_threefry_partitionable` (jax's default), so values do not depend on the mesh.
   """
   # One example is enough to find shapes; the whole batch would be computed on and thrown away.
-  one = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in batch.items()}
+  one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), batch)
   return jax.jit(lambda k: _init(method, tx, k, one), out_shardings=shardings)(key)

@@ -88,7 +88,7 @@ def build(config: Any, *, num_examples: int | None, mesh: Any = None) -> Built:
   batch_size = config.input.batch_size
   for own in pipeline.named(config.input).values():
     size = own.get("batch_size", batch_size)
-    sharding.check_batch(size, mesh)
+    sharding.check_batch(size, mesh, own.path)
     step.check_accumulate(config.grad_accum, size, axes.num_batch_shards(mesh))
   durations = Durations(batch_size, num_examples)
   total_steps = durations(config, "total")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from big_vision_like.input import order
 from big_vision_like.input.order import Order, key_of, permuted
+from big_vision_like.input.pipeline import BatchRows
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -110,3 +111,19 @@ def test_epochs_of_one_seed_are_not_those_of_the_next():
   first = Order({"": n}, {"": 1}, seed=0)(np.arange(2 * n))[1]
   second = Order({"": n}, {"": 1}, seed=1)(np.arange(n))[1]
   assert (first[n:] == second).mean() < 0.05 and (first[:n] == first[n:]).mean() < 0.05
+
+
+@few
+@given(st.integers(1, 12), st.integers(1, 8), st.integers(1, 5), st.integers(0, 40), st.data())
+def test_chunks_of_all_processes_are_the_batch(windows, processes, window, readers, data):
+  batch = windows * processes * window
+  k = data.draw(st.integers(0, 1000))
+  rows = []
+  for i in range(processes):
+    mine = BatchRows(batch, i, processes, "config.input", window)
+    mine.split(readers)
+    for c in range(k * mine.chunks, (k + 1) * mine.chunks):
+      first, count = mine(c)
+      assert count > 0 and first % window == count % window == 0
+      rows += range(first, first + count)
+  assert rows == list(range(k * batch, (k + 1) * batch))

@@ -152,7 +152,7 @@ def _random_batch(built: train.Built) -> dict[str, jax.Array]:
       return jnp.asarray(rng.standard_normal(spec.shape, np.float32), spec.dtype)
     return jnp.asarray(rng.integers(0, 60, spec.shape), spec.dtype)
 
-  return {name: draw(spec) for name, spec in built.batch.items()}
+  return jax.tree.map(draw, built.batch)
 
 
 class Step(NamedTuple):

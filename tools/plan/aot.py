@@ -95,7 +95,8 @@ def compile_loss(built: Built, progress: "Progress") -> Compiled | Refused | Non
 
 def _batch(built: Built) -> dict[str, jax.ShapeDtypeStruct]:
   rows = sharding.batch_sharding(built.mesh)
-  return {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in built.batch.items()}
+  put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
+  return jax.tree.map(put, built.batch)
 
 
 def _compile(

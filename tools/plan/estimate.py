@@ -79,7 +79,7 @@ def shapes(built: Built, rows: int, policy: str | None = None) -> Shapes:
   Heads and hidden features count whole: with `tensor` > 1 the true figure is smaller.
   """
   method = with_remat(built, policy)
-  batch = {k: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for k, x in built.batch.items()}
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), built.batch)
   bare = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
   params, aux = jax.tree.map(bare, (built.abstract.params, built.abstract.aux))
   count = jax.ShapeDtypeStruct((), jnp.int32)
