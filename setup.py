@@ -34,6 +34,7 @@ setup(
     "clu>=0.0.12",
     "numpy>=2.0",
     "pillow",
+    "simplejpeg",
     "absl-py",
     "tensorboard>=2.20",
     "scikit-learn",
@@ -46,7 +47,13 @@ setup(
     "flatbuffers",
   ],
   extras_require={
-    "test": ["pytest", "hypothesis", "beartype", "chex", "ruff"],
+    "data": ["fsspec", "pyarrow", "scikit-image"],
+    "video": ["av>=15"],
+    "audio": ["soundfile>=0.13"],
+    "test": [
+      *("pytest", "hypothesis", "beartype", "chex", "ruff"),
+      *("fsspec", "pyarrow", "scikit-image", "av>=15", "soundfile>=0.13"),
+    ],
     "parity": ["torch==2.13.0", "transformers", "diffusers", "timm", "open_clip_torch"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],

@@ -192,6 +192,12 @@ def find_module(package: str, name: str, what: str) -> ModuleType:
   return importlib.import_module(f"{full}.{name}")
 
 
+def modules(package: str, path: Sequence[str]) -> tuple[ModuleType, ...]:
+  """All modules of a package, by name; for packages whose files are a registry."""
+  names = sorted(m.name for m in pkgutil.iter_modules(path))
+  return tuple(importlib.import_module(f"{package}.{name}") for name in names)
+
+
 def call(fn: Callable, kwargs: Mapping[str, Any], where: str, /, *args: Any, **extra: Any) -> Any:
   """`fn(*args, **extra, **kwargs)`, where a key of `kwargs` that `fn` lacks is a `UserError`."""
   params = inspect.signature(fn).parameters

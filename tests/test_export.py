@@ -37,7 +37,13 @@ def pairs(params, aux, batch, rng=None):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
   """A workdir whose restore gives a linear layer; a function from arguments to export's result."""
-  config = {"input": {"batch_size": 4, "spec": {"image": "float32(3)", "label": "int32()"}}}
+  config = {
+    "input": {
+      "source": "nothing",
+      "batch_size": 4,
+      "spec": {"image": "float32(3)", "label": "int32()"},
+    }
+  }
   rng = np.random.default_rng(0)
   params = {
     "w": jnp.asarray(rng.normal(size=(3, 5)), jnp.bfloat16),

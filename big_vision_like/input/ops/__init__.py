@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_like.config import call, parse_spec, unknown
-from big_vision_like.input.ops import image, keys, text
+from big_vision_like.config import call, modules, parse_spec, unknown
 from big_vision_like.input.sources import functions
 
 Example = dict[str, Any]
 Op = Callable[[Example, np.random.Generator], Example]
-MODULES = (image, keys, text)
+MODULES = modules(__name__, __path__)
 
 
 class Ops:

@@ -7,10 +7,9 @@ with `__len__` and `__getitem__`. Anything that is missing is a `UserError` when
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from big_vision_like.config import UserError, call, parse_spec, unknown
-from big_vision_like.input.sources import digits, files, glyphs, idx, nothing, solids, tables
+from big_vision_like.config import UserError, call, modules, parse_spec, unknown
 
-MODULES = (digits, files, glyphs, idx, nothing, solids, tables)
+MODULES = modules(__name__, __path__)
 
 
 class Source(Protocol):
@@ -21,11 +20,11 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-def functions(modules: tuple) -> dict[str, Callable]:
+def functions(files: tuple) -> dict[str, Callable]:
   """Public functions defined in those modules, by name."""
   return {
     name: fn
-    for module in modules
+    for module in files
     for name, fn in vars(module).items()
     if callable(fn) and fn.__module__ == module.__name__ and name[0] != "_" and name.islower()
   }
