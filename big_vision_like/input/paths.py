@@ -14,6 +14,8 @@ import os
 import pathlib
 import re
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
@@ -230,15 +232,13 @@ def _index_paths(file: str, kind: str, folder: str) -> list[pathlib.Path]:
 
 def _load(path: pathlib.Path, mark: str) -> dict[str, np.ndarray] | None:
   try:
-    with np.load(path, allow_pickle=False) as data:
+    # Opened here: of a file that is not a zip, NumPy would leave it open.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
       if str(data["_stamp"]) != mark:
         return None
       return {k: data[k] for k in data.files if k != "_stamp"}
-  except (OSError, ValueError, KeyError, EOFError):
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
     return None  # absent, or cut by a crash: made anew
-  except Exception as e:  # zipfile.BadZipFile and zlib.error, whose modules load nothing else here
-    logging.warning("index %s cannot be read (%s) and is made anew", path, e)
-    return None
 
 
 def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> bool:
