@@ -21,7 +21,7 @@ smoke: scikit-learn's digits, a fixed fifth of each class held out. It must beat
 neighbour in pixels, which the evaluator measures too.
 Command: python -m big_vision_like.train --config configs/classify.py:smoke --workdir DIR
 Score (seed 0): 99.2 % of 364 held-out scans; nearest neighbour in pixels 98.6 %, untrained 9.3 %.
-One example is 0.3 %.
+One example is 0.3 %. 39 s on two CPU cores.
 """
 
 from configs import common
