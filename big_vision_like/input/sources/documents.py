@@ -10,7 +10,11 @@ from big_vision_like.input.bad import BadExample
 
 _WHERE = "source documents"
 _MARKDOWN = (".md", ".markdown")
-_PICTURE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)(?:\{[^}]*\})?")  # ![alt](path){...}
+_PICTURE = re.compile(
+  r"!\[(?:[^\[\]]|\[[^\[\]]*\])*\]"  # ![alt], in which [...] may stand
+  r"\(\s*<?([^)\s>]+)>?[^)]*\)"  # (path "title")
+  r"(?:\{[^}]*\})?"  # {attributes}
+)
 
 Item = tuple[str, Any]
 """("text", the text) or ("image", a path, a data: URL or base64)."""
