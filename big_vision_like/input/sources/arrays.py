@@ -1,12 +1,14 @@
 """NumPy files, and the photographs that come with scikit-image."""
 
 import functools
+import io
 import os
 from typing import Any
 
 import numpy as np
 
 from big_vision_like.config import UserError, unknown
+from big_vision_like.input import paths
 
 _PHOTOS = {
   "astronaut.png": "an astronaut in an orange space suit in front of a flag and a model shuttle",
@@ -31,6 +33,8 @@ _PHOTOS = {
 
 def _load(path: str) -> Any:
   try:
+    if paths.is_remote(path):
+      return np.load(io.BytesIO(paths.read_bytes(path)), allow_pickle=False)
     return np.load(path, mmap_mode="r" if path.endswith(".npy") else None, allow_pickle=False)
   except Exception as e:  # OSError, ValueError, EOFError, zipfile.BadZipFile
     raise UserError(f"source arrays: {path}: {getattr(e, 'strerror', None) or e}") from None

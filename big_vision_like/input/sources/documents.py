@@ -12,7 +12,7 @@ _WHERE = "source documents"
 _MARKDOWN = (".md", ".markdown")
 _PICTURE = re.compile(
   r"!\[(?:[^\[\]]|\[[^\[\]]*\])*\]"  # ![alt], in which [...] may stand
-  r"\(\s*<?([^)\s>]+)>?[^)]*\)"  # (path "title")
+  r"\(\s*<?([^)\s>]+)>?(?:\s[^)]*)?\)"  # (path "title")
   r"(?:\{[^}]*\})?"  # {attributes}
 )
 

@@ -1,8 +1,10 @@
 """Image-text pairs in text files: tables (csv, tsv) and JSON lines, read by row number."""
 
 import csv
-from collections.abc import Iterator
+import functools
 from typing import Any
+
+import numpy as np
 
 from big_vision_like.config import UserError, unknown
 from big_vision_like.input import paths, rows
@@ -14,13 +16,13 @@ def _is_number(text: str) -> bool:
 
 
 class _Table:
-  def __init__(self, found: rows.Rows, root: str, tsv: bool, columns: dict[str, str]):
+  def __init__(self, found: rows.Rows, root: str, tsv: bool, columns: dict[str, str], cache: str):
     self.rows, self.tsv = found, tsv
     self.roots = rows.roots(root, found.files, "source table")
     self.at = [
       self._columns(header, file, columns) for header, file in zip(found.headers, found.files)
     ]
-    self.classes = self._classes() if "label" in columns else []
+    self.classes = self._classes(cache) if "label" in columns else []
     self.labels = {name: i for i, name in enumerate(self.classes)}
 
   def _columns(self, header: str, file: str, columns: dict[str, str]) -> dict[str, int]:
@@ -31,11 +33,14 @@ class _Table:
         raise unknown(f"source table: {file}: column", column, names)
     return {key: names.index(column) for key, column in columns.items()}
 
-  def _classes(self) -> list[str]:
+  def _classes(self, cache: str) -> list[str]:
     """Names of the labels, sorted; none where all of them are numbers."""
     found: set[str] = set()
     for file, at in zip(self.rows.files, self.at):
-      found |= {row[at["label"]] for row in _all(file, self.tsv) if len(row) > at["label"]}
+      make = functools.partial(_different, tsv=self.tsv, column=at["label"])
+      kind = f"column-{at['label']}"
+      [index] = paths.cached_index([file], make, kind, "source table", cache)
+      found |= set(index["values"].tolist())
     return [] if all(map(_is_number, found)) else sorted(found)
 
   def __len__(self) -> int:
@@ -55,14 +60,15 @@ class _Table:
     return out
 
 
-def _all(file: str, tsv: bool) -> Iterator[list[str]]:
-  """The rows of a file without its header; what is not UTF-8 is replaced."""
+def _different(file: str, tsv: bool, column: int) -> dict[str, np.ndarray]:
+  """The different values of a column, sorted; what is not UTF-8 is replaced."""
   with paths.open_file(file, "source table") as data:
     lines = (line.decode("utf-8", "replace").replace("\r\n", "\n") for line in data)
     found = (line.rstrip("\n").split("\t") for line in lines) if tsv else csv.reader(lines)
     found = (row for row in found if any(row))
-    next(found, None)
-    yield from found
+    next(found, None)  # the header
+    values = {row[column] for row in found if len(row) > column}
+  return {"values": np.array(sorted(values), str)}
 
 
 def table(
@@ -86,7 +92,7 @@ def table(
     image: column of image paths (with a suffix such as .jpg), `data:` URLs or base64; "" for none.
     text: column of captions; "" for none.
     label: column of labels; default: none. Whole numbers stay, other texts become the index into
-      the sorted `classes` (this reads the table once at opening).
+      the sorted `classes`, which are kept with the index.
     allow_missing_shards: files that the braces name and that are not there are left out.
     cache: folder of the index, see `paths.cached_index`.
 
@@ -102,7 +108,7 @@ def table(
     raise UserError("source table: image, text and label are all empty; name a column")
   tsv = endings == {"tsv"}
   found = rows.Rows(files, "source table", cache, quoted=not tsv, header=True)
-  return _Table(found, root, tsv, columns)
+  return _Table(found, root, tsv, columns, cache)
 
 
 class _JsonLines:

@@ -20,16 +20,24 @@ _KNOWN = {
 """Columns that are looked for, in this order, where none is named."""
 
 
-def _open(file: str) -> Any:
+def _open(file: str, metadata: Any = None) -> Any:
   """Raises `UserError`: not a Parquet file, or no pyarrow."""
   try:
     import pyarrow.parquet as pq
   except ImportError:
     raise UserError(f"{_WHERE}: pyarrow is not installed; pip install -e '.[data]'") from None
+  source = paths.open_file(file, _WHERE) if paths.is_remote(file) else file
   try:
-    return pq.ParquetFile(paths.open_file(file, _WHERE) if paths.is_remote(file) else file)
+    return pq.ParquetFile(source, metadata=metadata)
   except (ValueError, OSError) as e:  # pyarrow.ArrowInvalid is a ValueError
     raise UserError(f"{_WHERE}: {file} cannot be read as Parquet: {e}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _metadata(file: str, stamp: str) -> Any:
+  """The end of a file, which describes all row groups: larger than one of them may be."""
+  with _open(file) as data:
+    return data.metadata
 
 
 def _groups(file: str) -> dict[str, np.ndarray]:
@@ -80,7 +88,7 @@ class _Parquet:
     file = self.files[self.group_file[group]]
     number = int(self.group_number[group])
     try:
-      with _open(file) as data:
+      with _open(file, _metadata(file, str(paths.stamp(file, _WHERE)))) as data:
         return data.read_row_group(number, columns=self.columns, use_threads=False)
     except FileNotFoundError:
       raise BadExample("missing file", file) from None

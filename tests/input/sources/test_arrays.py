@@ -46,6 +46,15 @@ def test_npy_is_mapped_and_its_rows_are_copies(tmp_path):
   assert opened("arrays", tmp_path / "a.npy", key="latent")[0].keys() == {"latent"}
 
 
+def test_through_fsspec(npz):
+  import fsspec
+
+  fsspec.filesystem("memory").pipe("/arrays/a.npz", npz[0].read_bytes())
+  assert opened("arrays", "memory://arrays/a.npz", label="y")[2] == {"label": 1}
+  with pytest.raises(UserError, match="memory://arrays/b"):
+    opened("arrays", "memory://arrays/b.npz")
+
+
 def test_errors(tmp_path, npz):
   with pytest.raises(UserError, match="array 'z' is unknown"):
     opened("arrays", npz[0], image="z")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from big_vision_like.config import UserError
-from big_vision_like.input import rows, schema, sources
+from big_vision_like.input import pipeline, rows, schema, sources
 from big_vision_like.input.bad import BadExample
 
 
@@ -109,6 +109,17 @@ def test_bad_rows(folder):
     "missing image",
   ]
   assert source[5]["text"] == "fine"
+
+
+def test_bad_rows_are_counted_and_replaced(folder):
+  (folder / "a.csv").write_bytes(b"image,text\nimg/0.png,\xff\nimg/1.png,one\nimg/9.png,x\n")
+  cfg = {"source": f"table('{folder}/a.csv')", "pp": "decode|keep(image, text)", "num_threads": 1}
+  cfg |= {"max_bad_fraction": 1.0, "shuffle": False}
+  stream = pipeline.train_batches(cfg, batch_size=3, seed=0, start_step=0)
+  batch = next(stream)
+  stream.close()
+  assert batch["text"].tolist() == ["one"] * 3 and (batch["image"] == 1).all()
+  assert stream.bad.kinds == {"not UTF-8": 2, "missing file": 1}  # row 2's neighbour is row 0
 
 
 @pytest.mark.parametrize(
