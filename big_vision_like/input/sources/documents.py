@@ -33,6 +33,8 @@ def _items(row: dict[str, Any], where: str) -> list[Item]:
       for info in row["image_info"]:
         name = info.get("image_base64") or info.get("image_name")
         matched.setdefault(info["matched_text_index"], []).append(("image", name))
+      if out_of_range := matched.keys() - set(range(len(row["text_list"]))):
+        raise ValueError(f"matched_text_index {out_of_range}")
       texts = enumerate(row["text_list"])
       return [item for i, text in texts for item in (*matched.get(i, ()), ("text", text))]
   except (TypeError, ValueError, AttributeError, KeyError) as e:

@@ -47,8 +47,7 @@ def test_npy_is_mapped_and_its_rows_are_copies(tmp_path):
 
 
 def test_through_fsspec(npz):
-  import fsspec
-
+  fsspec = pytest.importorskip("fsspec")
   fsspec.filesystem("memory").pipe("/arrays/a.npz", npz[0].read_bytes())
   assert opened("arrays", "memory://arrays/a.npz", label="y")[2] == {"label": 1}
   with pytest.raises(UserError, match="memory://arrays/b"):

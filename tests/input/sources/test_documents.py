@@ -113,6 +113,7 @@ def test_bad_documents(folder):
       {"texts": ["a"], "images": []},
       {"texts": ["a"], "images": ["0.png"]},
       {"text_list": ["a"], "image_info": [{"image_name": "0.png"}]},
+      {"text_list": ["a"], "image_info": [{"image_name": "0.png", "matched_text_index": 1}]},
       {"text": "a"},
     )
   )
@@ -121,7 +122,7 @@ def test_bad_documents(folder):
     "unsafe path",
     "missing file",
     "bad base64",
-    *["broken document"] * 6,
+    *["broken document"] * 7,
     "missing key",
   ]
 

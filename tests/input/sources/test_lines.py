@@ -233,8 +233,7 @@ def test_lines_across_blocks_and_a_kept_index(tmp_path, monkeypatch):
 
 
 def test_through_fsspec():
-  import fsspec
-
+  fsspec = pytest.importorskip("fsspec")
   fs = fsspec.filesystem("memory")
   fs.pipe("/lines/a.jsonl", b'{"image": "b.png", "text": "x"}\n')
   fs.pipe("/lines/b.png", b"bytes")

@@ -3,13 +3,14 @@
 import json
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from big_vision_like.config import UserError
 from big_vision_like.input import schema, sources
 from big_vision_like.input.bad import BadExample
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 
 def opened(path, **options):
@@ -148,8 +149,7 @@ def test_broken_group_and_missing_column(tmp_path):
 
 
 def test_through_fsspec(tmp_path, monkeypatch):
-  import fsspec
-
+  fsspec = pytest.importorskip("fsspec")
   monkeypatch.setenv("BIG_VISION_LIKE_CACHE", str(tmp_path / "cache"))
   img2dataset(tmp_path / "a.parquet", 0, 4, 2)
   fs = fsspec.filesystem("memory")
