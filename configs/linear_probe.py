@@ -18,8 +18,8 @@ otherwise. The best head must come within 1 % of scikit-learn's logistic regress
 features, which the evaluator `probe` fits, on pixels too.
 Command: python -m big_vision_like.train --config configs/linear_probe.py:smoke --workdir DIR
 Score (seed 0): 78.6 % by the best rate, scikit-learn 78.6 % (364 held-out scans), untrained heads
-9.6 %; scikit-learn on pixels 97.8 %; 13 s on two CPU cores. With `backbone=` a run of classify.py:smoke: 99.2 %,
-scikit-learn 99.2 %.
+9.6 %; scikit-learn on pixels 97.8 %; 13 s on two CPU cores. With `backbone=` a run of
+classify.py:smoke: 99.2 %, scikit-learn 99.2 %.
 """
 
 from configs import common
