@@ -18,7 +18,7 @@ MAX_NAME = 1 << 20
 """Bytes of an extended header: a longer one is damage, not a name."""
 FILES, NO_DATA = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4", b"5", b"6")
 EXTENDED = (b"L", b"K", b"x", b"g")
-NO_END, CUT_MEMBER = "there is no end mark", "a member is cut"
+NO_END = "there is no end mark"
 
 
 class Member(NamedTuple):
@@ -80,7 +80,7 @@ def members(file: IO[bytes], end: int) -> Iterator[Member]:
       yield Member(own_name, at, own_size)
     if kind not in NO_DATA:
       if at + own_size > end:
-        raise Damage(at, CUT_MEMBER)
+        raise Damage(at, "a member is cut")
       at += _padded(own_size)
     name = size = None
 
@@ -161,7 +161,8 @@ def index_samples(file: str, where: str) -> dict[str, np.ndarray]:
 
   Where the tar is damaged, a sample is bad for it: the last one, where its member is cut or it
   lacks one that the sample before it has; else one of no name after it, which stands for all that
-  is lost. A tar that merely lacks the end mark, with a whole sample at its end, is whole.
+  is lost. A tar that merely lacks the end mark, with a sample at its end that is as the one before
+  it, is whole.
 
   Returns:
     members int64 [m, 3]: offset, size, number of the extension; first int64 [n + 1]: first member
@@ -202,8 +203,8 @@ def _arrays(found: list[Member], damage: Damage | None) -> dict[str, np.ndarray]
     rows.append((offset, size, codes.setdefault(extension, len(codes))))
   cut = -1
   if damage is not None:
-    last_is_cut = damage.reason == CUT_MEMBER or _lacks_members(first, rows)
-    if not (keys and last_is_cut) and damage.reason != NO_END:
+    last_is_cut = bool(rows) and rows[-1][0] == damage.at or _lacks_members(first, rows)
+    if not last_is_cut and damage.reason != NO_END:
       keys.append("")
       first.append(len(rows))
     if damage.reason != NO_END or last_is_cut:
@@ -220,8 +221,8 @@ def _arrays(found: list[Member], damage: Damage | None) -> dict[str, np.ndarray]
 
 
 def _lacks_members(first: list[int], rows: list[tuple[int, int, int]]) -> bool:
-  """Whether the last sample lacks an extension of the one before it, or there is none before."""
+  """Whether the last sample lacks an extension of the one before it."""
   if len(first) < 2:
-    return True
+    return False
   before, last = rows[first[-2] : first[-1]], rows[first[-1] :]
   return not {code for *_, code in before} <= {code for *_, code in last}

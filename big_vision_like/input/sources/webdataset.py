@@ -2,14 +2,12 @@
 
 import bisect
 import functools
-import gzip
 import hashlib
 import itertools
 import json
 import logging
 import os
 import pathlib
-import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -23,6 +21,8 @@ from big_vision_like.input.bad import BadExample
 
 WHERE = "source webdataset"
 OPEN_FILES = 256
+GZIP = 31
+"""zlib's number for the format."""
 GAP = 1 << 16
 """Bytes between two members that are rather read than left out by another read."""
 AT_ONCE = 1 << 24
@@ -225,14 +225,22 @@ def _plain(path: str, cache: str) -> str:
 
 
 def _decompress(path: str, out: Any) -> None:
-  try:
-    with paths.open_file(path, WHERE) as file, gzip.GzipFile(fileobj=file) as unpacked:
-      shutil.copyfileobj(unpacked, out, 1 << 20)
-  except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-    if not out.tell():
-      pathlib.Path(out.name).unlink()
-      raise UserError(f"{WHERE}: {path} is not a gzip file: {e}") from None
-    logging.warning("%s: %s is damaged, what comes before is read: %s", WHERE, path, e)
+  """All of a gzip file or, where it is damaged, what comes before that."""
+  unpack, damage = zlib.decompressobj(GZIP), ""
+  with paths.open_file(path, WHERE) as file:
+    try:
+      while data := file.read(1 << 14):  # of the piece that is damaged nothing is left
+        out.write(unpack.decompress(data))
+        while unpack.eof and unpack.unused_data.strip(b"\0"):  # several in one file
+          data, unpack = unpack.unused_data, zlib.decompressobj(GZIP)
+          out.write(unpack.decompress(data))
+    except zlib.error as e:
+      damage = str(e)
+  if not (out.tell() or unpack.eof):
+    pathlib.Path(out.name).unlink()
+    raise UserError(f"{WHERE}: {path} is not a gzip file: {damage or 'it is cut'}")
+  if damage or not unpack.eof:
+    logging.warning("%s: %s: %s; what comes before is read", WHERE, path, damage or "it is cut")
 
 
 def webdataset(

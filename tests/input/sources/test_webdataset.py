@@ -93,7 +93,7 @@ FORMATS = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT, "ustar": tarfil
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_names_of_all_formats(tmp_path, name):
-  names = ["n" * 99, "d/" * 40 + "x" * 90, "./e/y", "s p a c e"]
+  names = ["n" * 95, "d/" * 40 + "x" * 90, "./e/y", "s p a c e"]
   if name != "ustar":
     names += ["long" * 200, "\u00e9\U0001f600" * 60, "f" * 150 + "/" + "g" * 200]
   members = [(f"{n}.txt", n.encode()) for n in names]
@@ -102,6 +102,7 @@ def test_names_of_all_formats(tmp_path, name):
   assert [(e["key"], e["text"]) for e in read(source)] == [(n.removeprefix("./"), n) for n in names]
 
 
+@pytest.mark.filterwarnings("ignore")  # it leaves the file to the garbage collector
 def test_it_reads_what_the_library_reads(tmp_path):
   library = pytest.importorskip("webdataset")
   members = [
@@ -235,10 +236,13 @@ def test_cut_anywhere(tmp_path, name):
       complete = sum(cut >= end for end in ends[1::2])
       found = read(open_source(path))
       assert found[:complete] == good[:complete], cut
+      if complete == 0 and len(found) and cut >= ends[0] and found[0] != "truncated tar":
+        # Nothing before it says that the first sample was to have a text.
+        assert found.pop(0) == {k: v for k, v in good[0].items() if k != "text"}
+      after = -(-ends[2 * complete - 1] // 512) * 512 if complete else 0
       # Between two samples it cannot be told that another one was to come.
-      assert found[complete:] in (["truncated tar"], []), cut
-      begun = (cut - 1) // 512 > (ends[2 * complete - 1] - 1) // 512 if complete else True
-      assert bool(found[complete:]) == (begun and cut < padded), cut
+      between = cut <= after or cut >= padded or (not complete and not found)
+      assert found[complete:] == ([] if between else ["truncated tar"]), cut
 
 
 def test_a_damaged_header(tmp_path, caplog):
@@ -251,7 +255,8 @@ def test_a_damaged_header(tmp_path, caplog):
     damaged[headers[n] : headers[n] + 8] = b"\xff" * 8
     path.write_bytes(damaged)
     found = read(open_source(path))
-    assert found == [*(expected(i + 1) for i in range(n // 2)), "truncated tar"]
+    first = {k: v for k, v in expected(1).items() if k != "text"} if n == 1 else expected(1)
+    assert found == [first, *(expected(i + 1) for i in range(1, n // 2)), "truncated tar"]
     assert f"there is no header at byte {headers[n]}" in caplog.text
 
 
@@ -304,14 +309,14 @@ def hostile(**fields):
 def test_hostile_headers_end_the_walk(tmp_path, header):
   tail = (b"9" * 512, b"12 size=-99\n".ljust(512, b"\0"))
   for data in tail:
-    (tmp_path / "x.tar").write_bytes(write(None, pairs(1))[:2048] + header + data + bytes(1024))
+    (tmp_path / "x.tar").write_bytes(write(None, pairs(1))[:2560] + header + data + bytes(1024))
     assert read(open_source(tmp_path / "x.tar")) in (
       [expected(1), "truncated tar"],
       [expected(1), "truncated tar", "truncated tar"],
     )
 
 
-# ------------------------------------------------------------------------- missing, gz and elsewhere
+# ------------------------------------------------------------------------ missing, gz and elsewhere
 
 
 def test_missing_shards(tmp_path):
