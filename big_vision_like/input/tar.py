@@ -203,7 +203,7 @@ def _arrays(found: list[Member], damage: Damage | None) -> dict[str, np.ndarray]
     rows.append((offset, size, codes.setdefault(extension, len(codes))))
   cut = -1
   if damage is not None:
-    last_is_cut = bool(rows) and rows[-1][0] == damage.at or _lacks_members(first, rows)
+    last_is_cut = (bool(rows) and rows[-1][0] == damage.at) or _lacks_members(first, rows)
     if not last_is_cut and damage.reason != NO_END:
       keys.append("")
       first.append(len(rows))
