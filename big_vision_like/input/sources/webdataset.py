@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import tempfile
+import weakref
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -33,15 +34,11 @@ class _File:
   """A file that is open as long as somebody reads it; several threads may."""
 
   def __init__(self, path: str):
-    self.fd = -1
-    self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    self.fd = os.open(path, os.O_RDONLY)
+    weakref.finalize(self, os.close, self.fd)
 
   def read(self, start: int, stop: int) -> bytes:
     return os.pread(self.fd, stop - start, start)
-
-  def __del__(self) -> None:
-    if self.fd >= 0:
-      os.close(self.fd)
 
 
 class _Shard:
