@@ -201,14 +201,16 @@ def cached_index(
   kind: str,
   where: str,
   cache: str = "",
+  is_right: Callable[[dict[str, np.ndarray]], bool] = lambda found: True,
 ) -> list[dict[str, np.ndarray]]:
   """`make(file)` for each of the files, kept between runs: arrays without objects.
 
   An index lies as `.NAME.KIND.npz` beside its file or, where that cannot be written or `cache` (or
-  $BIG_VISION_LIKE_CACHE) names one, in a folder. It is made anew when the file changed.
+  $BIG_VISION_LIKE_CACHE) names one, in a folder. It is made anew when the file changed, or when the
+  one that was found is not `is_right`.
   """
   folder = cache or os.environ.get(CACHE, "")
-  cached = lambda file: _cached(file, make, kind, where, folder)
+  cached = lambda file: _cached(file, make, kind, where, folder, is_right)
   if not any(map(is_remote, files)):
     return list(map(cached, files))
   with concurrent.futures.ThreadPoolExecutor(REMOTE_THREADS) as pool:
@@ -221,11 +223,16 @@ def cache_folder(cache: str = "") -> pathlib.Path:
 
 
 def _cached(
-  file: str, make: Callable[[str], dict[str, np.ndarray]], kind: str, where: str, folder: str
+  file: str,
+  make: Callable[[str], dict[str, np.ndarray]],
+  kind: str,
+  where: str,
+  folder: str,
+  is_right: Callable[[dict[str, np.ndarray]], bool],
 ) -> dict[str, np.ndarray]:
   mark = json.dumps(stamp(file, where))
   for path in (p := _index_paths(file, kind, folder)):
-    if (found := _load(path, mark)) is not None:
+    if (found := _load(path, mark)) is not None and is_right(found):
       return found
   made = make(file)
   for path in p:
