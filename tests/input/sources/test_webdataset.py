@@ -1,17 +1,22 @@
 """Tar shards made here by tarfile: whole, compressed, elsewhere, cut at every place, hostile."""
 
+import concurrent.futures
+import functools
 import gzip
 import io
 import json
 import pickle
 import tarfile
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from big_vision_like.config import UserError
-from big_vision_like.input import paths, pipeline, sources, tar
+from big_vision_like.input import fields, paths, pipeline, sources, tar
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.sources import webdataset
 
 
 @pytest.fixture(autouse=True)
@@ -393,3 +398,62 @@ def test_members_far_apart_are_read_alone(tmp_path):
   assert example == {"text": "one", "label": 2, "image": b"p", "x.bin": b""}
   [example] = read(open_source(tmp_path / "x.tar"))
   assert example["bin"] == big
+
+
+# ------------------------------------------------------------------------------- any bytes at all
+
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+NAMES = NAMES.filter(lambda name: not name.endswith("/"))  # else it is a folder
+
+
+@hypothesis.given(
+  st.lists(st.tuples(NAMES, st.binary(max_size=600))), st.sampled_from(["pax", "gnu"])
+)
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+def test_members_are_those_of_tarfile(files, name):
+  whole = write(None, files, format=FORMATS[name])
+  with tarfile.open(fileobj=io.BytesIO(whole)) as file:
+    theirs = [(m.offset_data, m.size) for m in file if m.isreg()]
+  ours = list(tar.members(io.BytesIO(whole), len(whole)))
+  assert [(m.offset, m.size) for m in ours] == theirs
+  assert [m.name for m in ours] == [n for n, _ in files]
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+def test_any_damage_ends_in_examples_or_a_kind(data):
+  name = data.draw(st.sampled_from(sorted(FORMATS)))
+  long = "d/" + "l" * 60 if name == "ustar" else "\u00e9" * 200
+  raw = bytearray(write(None, [*pairs(1), (f"{long}.txt", b"t"), *pairs(2)], format=FORMATS[name]))
+  for _ in range(data.draw(st.integers(1, 4))):
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at : at + 8] = data.draw(st.binary(min_size=1, max_size=8))
+  try:
+    for member in tar.members(io.BytesIO(raw), len(raw)):
+      assert member.offset >= 0 and member.size >= 0
+  except tar.Damage as e:
+    assert e.at >= 0
+
+
+@hypothesis.given(st.binary(min_size=0, max_size=400), st.integers(0, 200), st.integers(0, 255))
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+def test_any_bytes_as_an_array(junk, at, value):
+  damaged = bytearray(npy(np.arange(6.0)))
+  damaged[at % len(damaged)] = value
+  for raw in (junk, b"\x93NUMPY\x01\x00" + junk, bytes(damaged)):
+    try:
+      assert isinstance(fields.of_extension("npy")[1](raw), np.ndarray)
+    except BadExample as e:
+      assert e.kind == "not an array"
+
+
+def test_threads_share_a_source(tmp_path):
+  for n in range(4):
+    write(tmp_path / f"x-{n}.tar", pairs(*range(8 * n, 8 * n + 8)))
+  source = open_source(f"{tmp_path}/*.tar")
+  source._open = functools.lru_cache(2)(webdataset._File)  # files close while others read them
+  right = lambda seed: all(
+    source[i] == expected(i) for i in np.random.default_rng(seed).integers(0, 32, 200).tolist()
+  )
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    assert all(pool.map(right, range(16)))
