@@ -4,6 +4,7 @@ A path with a scheme (`gs://bucket/a.tar`, `s3://...`, `memory://...`) goes thro
 `data`, and the package of its scheme); any other path is a local file, read without it.
 """
 
+import concurrent.futures
 import fnmatch
 import glob
 import hashlib
@@ -26,6 +27,8 @@ from big_vision_like.input.bad import BadExample
 
 CACHE = "BIG_VISION_LIKE_CACHE"
 """Environment variable: the folder of indices of data that lies in folders one cannot write to."""
+REMOTE_THREADS = 32
+"""Files elsewhere that are asked about at once: each answer takes a network's round trip."""
 
 
 def is_remote(path: str) -> bool:
@@ -169,22 +172,36 @@ def matching(names: Sequence[str], pattern: str) -> list[str]:
   return [n for n in names if fnmatch.fnmatchcase(n, pattern)]
 
 
+def leads_out(name: str) -> bool:
+  """Whether a name is empty, absolute, a URL, or has `..` in it: not a path in a folder."""
+  absolute = os.path.isabs(name) or is_remote(name) or re.match(r"[A-Za-z]:|\\\\", name)
+  return bool(absolute) or ".." in re.split(r"[/\\]", name) or "\0" in name or not name
+
+
 def inside(folder: str, name: str) -> str:
   """`folder/name`, where that does not lead out of the folder, also not by a link.
 
   Raises:
     BadExample: it does, or is not a relative path.
   """
-  parts = str(name).replace("\\", "/").split("/")
-  absolute = os.path.isabs(name) or is_remote(name) or re.match(r"^[A-Za-z]:", name)
-  if absolute or ".." in parts or "\0" in name or not name:
+  if leads_out(name):
     raise BadExample("unsafe path", f"{name!r} leads out of {folder}")
   joined = f"{folder.rstrip('/')}/{name}"
-  if not is_remote(folder):
+  if not is_remote(folder) and _has_link(folder, name):
     root, real = os.path.realpath(folder), os.path.realpath(joined)
     if os.path.commonpath([root, real]) != root:
       raise BadExample("unsafe path", f"{name!r} is a link that leads out of {folder}")
   return joined
+
+
+def _has_link(folder: str, name: str) -> bool:
+  """Whether a part of the name is one; asking for each is faster than the real path of all."""
+  at = folder
+  for part in name.split("/"):
+    at = f"{at}/{part}"
+    if os.path.islink(at):
+      return True
+  return False
 
 
 # ------------------------------------------------------------------------------------------- cache
@@ -196,22 +213,38 @@ def cached_index(
   kind: str,
   where: str,
   cache: str = "",
+  is_right: Callable[[dict[str, np.ndarray]], bool] = lambda found: True,
 ) -> list[dict[str, np.ndarray]]:
   """`make(file)` for each of the files, kept between runs: arrays without objects.
 
   An index lies as `.NAME.KIND.npz` beside its file or, where that cannot be written or `cache` (or
-  $BIG_VISION_LIKE_CACHE) names one, in a folder. It is made anew when the file changed.
+  $BIG_VISION_LIKE_CACHE) names one, in a folder. It is made anew when the file changed, or when the
+  one that was found is not `is_right`.
   """
   folder = cache or os.environ.get(CACHE, "")
-  return [_cached(f, make, kind, where, folder) for f in files]
+  cached = lambda file: _cached(file, make, kind, where, folder, is_right)
+  if not any(map(is_remote, files)):
+    return list(map(cached, files))
+  with concurrent.futures.ThreadPoolExecutor(REMOTE_THREADS) as pool:
+    return list(pool.map(cached, files))
+
+
+def cache_folder(cache: str = "") -> pathlib.Path:
+  """`cache`, else $BIG_VISION_LIKE_CACHE, else `~/.cache/big_vision_like`."""
+  return pathlib.Path(cache or os.environ.get(CACHE, "") or "~/.cache/big_vision_like").expanduser()
 
 
 def _cached(
-  file: str, make: Callable[[str], dict[str, np.ndarray]], kind: str, where: str, folder: str
+  file: str,
+  make: Callable[[str], dict[str, np.ndarray]],
+  kind: str,
+  where: str,
+  folder: str,
+  is_right: Callable[[dict[str, np.ndarray]], bool],
 ) -> dict[str, np.ndarray]:
   mark = json.dumps(stamp(file, where))
   for path in (p := _index_paths(file, kind, folder)):
-    if (found := _load(path, mark)) is not None:
+    if (found := _load(path, mark)) is not None and is_right(found):
       return found
   made = make(file)
   for path in p:
@@ -225,9 +258,8 @@ def _cached(
 def _index_paths(file: str, kind: str, folder: str) -> list[pathlib.Path]:
   name = file.rstrip("/").rsplit("/", 1)[-1]
   digest = hashlib.sha256(file.encode()).hexdigest()[:16]
-  home = pathlib.Path(folder or "~/.cache/big_vision_like").expanduser()
   beside = [] if folder or is_remote(file) else [pathlib.Path(file).parent / f".{name}.{kind}.npz"]
-  return [*beside, home / f"{name}.{digest}.{kind}.npz"]
+  return [*beside, cache_folder(folder) / f"{name}.{digest}.{kind}.npz"]
 
 
 def _load(path: pathlib.Path, mark: str) -> dict[str, np.ndarray] | None:

@@ -1,14 +1,14 @@
-"""Data on disk: TFDS data sets, ArrayRecord files, folders of images. No TensorFlow."""
+"""Files of records: TFDS data sets and ArrayRecord. No TensorFlow."""
 
 import fnmatch
-import glob
+import logging
 import os
-import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from big_vision_like.config import UserError, unknown
+from big_vision_like.input import array_records, paths, records
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 INFO = "dataset_info.json"
 
 
@@ -41,14 +41,20 @@ def _prepared(name: str, data_dir: str | None) -> Any:
   return max(versions, key=numbers)
 
 
-def tfds(name: str, split: str = "train", data_dir: str | None = None) -> Any:
+def tfds(
+  name: str,
+  split: str = "train",
+  data_dir: str | None = None,
+  allow_missing_shards: bool = False,
+) -> Any:
   """A prepared TFDS data set, any split or slice ("train[10%:60%]"); images stay encoded.
 
   `name` is `name[/config][:version]` in `data_dir` (else $TFDS_DATA_DIR, ~/tensorflow_datasets), or
-  the folder of a prepared version (with `dataset_info.json`).
+  the folder of a prepared version (with `dataset_info.json`). `allow_missing_shards` reads the rest
+  where files of the split are missing.
 
   Raises:
-    UserError: nothing prepared there, no such split, or files without random access.
+    UserError: nothing prepared there, no such split, missing files, or files without random access.
   """
   folder = _prepared(name, data_dir)
   import tensorflow_datasets as library
@@ -60,56 +66,66 @@ def tfds(name: str, split: str = "train", data_dir: str | None = None) -> Any:
       for key, feature in builder.info.features.items()
       if isinstance(feature, library.features.Image)
     }
-    return builder.as_data_source(split, decoders=decoders or None)
+    source = builder.as_data_source(split, decoders=decoders or None)
+    files = builder.info.splits[split].file_instructions
   except Exception as e:  # the library raises many types for what is one mistake
     reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
     raise UserError(f"source tfds: {folder} split {split!r}: {reason}") from None
+  if type(source.data_source).__module__.startswith("array_record"):
+    where = f"source tfds: {folder} split {split!r}"
+    parts = [array_records.Part(os.fspath(f.filename), f.skip, f.take) for f in files]
+    source.data_source = array_records.ArrayRecords(_present(parts, where, allow_missing_shards))
+  return source
+
+
+def _present(parts: list, where: str, allow_missing_shards: bool) -> list:
+  """Those whose file is there."""
+  there = [part for part in parts if paths.is_file(part.file, where)]
+  if missing := sorted({part.file for part in parts} - {part.file for part in there}):
+    if not (there and allow_missing_shards):
+      hint = "; allow_missing_shards=True reads the rest" if there else ""
+      of = f"{len(missing)} of {len(parts)} files are missing, first"
+      raise UserError(f"{where}: {of} {missing[0]}{hint}")
+    logging.warning("%s: %d files are missing, first %s", where, len(missing), missing[0])
+  return there
 
 
 class _ArrayRecord:
-  def __init__(self, paths: list[str]):
-    from array_record.python import array_record_data_source
+  """`records` are the bytes."""
 
-    self.records = array_record_data_source.ArrayRecordDataSource(paths)
+  def __init__(self, found: array_records.ArrayRecords):
+    self.records = found
 
   def __len__(self) -> int:
     return len(self.records)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return {"record": self.records[index]}
+    return _example(self.records[index])
+
+  def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    return [_example(data) for data in self.records.__getitems__(indices)]
 
 
-def array_record(pattern: str) -> _ArrayRecord:
-  """ArrayRecord files by path or glob pattern; each example is its bytes, under `record`."""
-  paths = sorted(glob.glob(pattern))
-  if not paths:
-    raise UserError(f"source array_record: no file matches {pattern!r}")
-  try:
-    return _ArrayRecord(paths)
-  except (RuntimeError, ValueError, OSError) as e:
-    raise UserError(f"source array_record: {pattern!r} is not made of ArrayRecords: {e}") from None
+def _example(data: bytes) -> dict[str, Any]:
+  return records.decode(data) if records.is_record(data) else {"record": data}
 
 
-class _ImageFolder:
-  def __init__(self, files: list[pathlib.Path], classes: list[str]):
-    self.files, self.classes = files, classes
-    self.labels = {name: i for i, name in enumerate(classes)}
+def array_record(
+  pattern: str | tuple[str, ...], allow_missing_shards: bool = False
+) -> _ArrayRecord:
+  """ArrayRecord files: the examples that `tools.convert_data` wrote, else bytes under `record`.
 
-  def __len__(self) -> int:
-    return len(self.files)
+  Local files only: the library reads no other. Bad examples: "corrupt record", "missing file".
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    file = self.files[index]
-    name = file.parent.name
-    return {"image": file.read_bytes(), "label": self.labels[name], "text": name}
+  Args:
+    pattern: path with braces and wildcards, or several.
+    allow_missing_shards: read the rest where files that the braces name are missing.
 
-
-def image_folder(path: str) -> _ImageFolder:
-  """`path/class/picture.jpg`: encoded image, label (index of the sorted class names), text."""
-  root = pathlib.Path(str(path)).expanduser()
-  if not root.is_dir():
-    raise UserError(f"source image_folder: {path} is not a folder")
-  files = sorted(f for f in root.glob("*/*") if f.suffix.lower() in IMAGES)
-  if not files:
-    raise UserError(f"source image_folder: {path} has no class folder with images in it")
-  return _ImageFolder(files, sorted({f.parent.name for f in files}))
+  Raises:
+    UserError: missing files, a file that is cut or is no ArrayRecord.
+  """
+  where = "source array_record"
+  files = paths.expand(pattern, where, allow_missing_shards=allow_missing_shards)
+  if remote := [f for f in files if paths.is_remote(f)]:
+    raise UserError(f"{where}: {remote[0]}: the library reads local files only; copy it first")
+  return _ArrayRecord(array_records.ArrayRecords(array_records.whole(files, where)))
