@@ -4,6 +4,7 @@ import functools
 import gzip
 import html
 import io
+import itertools
 import pathlib
 import re
 import sys
@@ -14,7 +15,8 @@ from typing import Protocol
 from big_vision_like.config import UserError
 
 TRAIN_ON = 10_000  # captions
-CLIP_MERGES = 49_152 - 2 * 256 - 2  # as many of the file's as fill CLIP's vocabulary
+CLIP_MERGES = 49_152 - 256 - 2  # the file has more; CLIP's vocabulary is 49,408 with them
+SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 class Tokenizer(Protocol):
@@ -137,7 +139,7 @@ class ClipBytePairs:
     self.alphabet = _byte_names()
     letters = list(self.alphabet.values())
     names = letters + [c + "</w>" for c in letters] + [a + b for a, b in merges]
-    names += ["<|startoftext|>", "<|endoftext|>"]
+    names += SPECIAL
     self.names = names
     self.ids = {name: i for i, name in enumerate(names)}
     self.ranks = {pair: i for i, pair in enumerate(merges)}
@@ -157,12 +159,12 @@ class ClipBytePairs:
     return [i for word in self._pieces.findall(text) for i in self._word(word)]
 
   def _encode_word(self, word: str) -> list[int]:
-    if word in self.ids and word.startswith("<|"):
+    if word in SPECIAL:
       return [self.ids[word]]
     *first, last = (self.alphabet[b] for b in word.encode("utf-8", "replace"))
     parts = [*first, last + "</w>"]
     while len(parts) > 1:
-      pair = min(zip(parts, parts[1:]), key=lambda p: self.ranks.get(p, len(self.ranks)))
+      pair = min(itertools.pairwise(parts), key=lambda p: self.ranks.get(p, len(self.ranks)))
       if pair not in self.ranks:
         break
       parts = _joined(parts, pair)

@@ -96,12 +96,13 @@ def block_mask(
   if max_size is not None and whole_number(max_size, "op block_mask: max_size") < min_size:
     raise UserError(f"op block_mask: max_size = {max_size}; expected at least min_size {min_size}")
   _interval("block_mask", "aspect", (aspect, 1), most=1)
+  log_aspect = abs(math.log(aspect))
 
   def hide_block(mask: np.ndarray, most: int, rng: Any) -> bool:
     """Whether one of a few blocks that were drawn hides 1 to `most` more patches."""
     for _ in range(BLOCK_TRIES):
       area = rng.uniform(min(min_size, most), most)
-      ratio = math.exp(rng.uniform(math.log(aspect), -math.log(aspect)))
+      ratio = math.exp(rng.uniform(-log_aspect, log_aspect))
       h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
       if not (0 < h <= height and 0 < w <= width):
         continue
