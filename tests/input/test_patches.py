@@ -24,7 +24,7 @@ def test_the_grid_is_the_largest_that_fits(height, width, patch, most):
 
 @pytest.mark.parametrize(
   "height, width, grid",
-  # From the definition, by hand: 500 x 375 at s = 0.544 would be 17.0 x 12.75.
+  # By hand: 500 x 375 at s = 0.576 is 18 rows and 13.5 columns; any larger is 19 x 14 = 266.
   [(224, 224, (16, 16)), (500, 375, (18, 14)), (100, 10000, (2, 128)), (1, 10000, (1, 256))],
 )
 def test_known_grids(height, width, grid):

@@ -57,7 +57,7 @@ def require_text(key: str = "text"):
     text = example[key]
     if isinstance(text, (list, tuple)):
       text = [t for t in text if full(t)]
-    if not text or (not isinstance(text, list) and not full(text)):
+    if not (text if isinstance(text, list) else full(text)):
       raise BadExample("empty text", f"{key} = {example[key]!r}")
     return {**example, key: text}
 
@@ -90,9 +90,7 @@ def prompts(templates: tuple[str, ...], key: str = "text"):
   place = re.compile(r"\{(\w+)\}")
   for template in templates or ("",):
     if not isinstance(template, str) or not place.search(template):
-      raise UserError(
-        f"op prompts: template {template!r}; expected one such as 'a photo of {{text}}'"
-      )
+      raise UserError(f"op prompts: template {template!r}; expected one such as 'a {{text}}'")
 
   def run(example, rng):
     template = templates[rng.integers(len(templates))] if len(templates) > 1 else templates[0]
