@@ -143,12 +143,12 @@ TEXT = {
     "b": {"source": "digits(split='test')"},
   },
   "pp": TOKENIZE,
-  "pack": "pack_text(length=28, rows=2, examples=6)",
+  "pack": "pack_text(length=16, rows=2, examples=6)",
 }
 PATCHES = {
   "source": "digit_pairs(split='train', size=50)",
-  "pp": f"random_crop(8, 10)|maybe(0.5, 'random_crop(6, 4)')|patchify_native(2, 12)|{TOKENIZE}",
-  "pack": "pack_patches(tokens=24, rows=1, examples=3, images=3, per_image=('label', 'text'))",
+  "pp": f"random_crop(8, 10)|maybe(0.5, 'random_crop(6, 4)')|patchify_native(2, 11)|{TOKENIZE}",
+  "pack": "pack_patches(tokens=20, rows=1, examples=3, images=3, per_image=('label', 'text'))",
 }
 BATCH = 16
 
@@ -186,7 +186,7 @@ def test_rows_are_static_numbered_and_full_of_their_windows():
   batches, dropped = read(TEXT, 3)
   np.testing.assert_array_equal(np.concatenate([b["index"] for b in batches]), np.arange(3 * BATCH))
   for batch in batches:
-    assert batch["text"].shape == batch["segment_ids"].shape == (BATCH, 28)
+    assert batch["text"].shape == batch["segment_ids"].shape == (BATCH, 16)
   windows = 3 * BATCH // 2
   packed = sum(int(b["segment_ids"].max(1).sum()) for b in batches)
   assert packed + dropped == 6 * windows and 0 < dropped < 2 * windows

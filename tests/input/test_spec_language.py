@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from big_vision_like.config import Call, UserError, parse_spec
 
-some = settings(max_examples=200, deadline=None, derandomize=True)
+some = settings(max_examples=100, deadline=None, derandomize=True)
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
   lambda s: not keyword.iskeyword(s)
 )
