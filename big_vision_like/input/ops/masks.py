@@ -95,7 +95,7 @@ def block_mask(
     raise UserError(f"op block_mask: count = {count}; the grid has {height * width} patches")
   if max_size is not None and whole_number(max_size, "op block_mask: max_size") < min_size:
     raise UserError(f"op block_mask: max_size = {max_size}; expected at least min_size {min_size}")
-  if not 0 < _fraction("block_mask", "aspect", aspect):
+  if not _fraction("block_mask", "aspect", aspect) > 0:
     raise UserError(f"op block_mask: aspect = {aspect!r}; expected a number above 0")
   log_aspect = abs(math.log(aspect))
 
