@@ -202,7 +202,9 @@ def call(fn: Callable, kwargs: Mapping[str, Any], where: str, /, *args: Any, **e
   """`fn(*args, **extra, **kwargs)`, where a key of `kwargs` that `fn` lacks is a `UserError`."""
   params = inspect.signature(fn).parameters
   if not any(p.kind is p.VAR_KEYWORD for p in params.values()):
-    known = [n for n in list(params)[len(args) :] if n not in extra]
+    named = [n for n, p in params.items() if p.kind is p.POSITIONAL_OR_KEYWORD][len(args) :]
+    named += [n for n, p in params.items() if p.kind is p.KEYWORD_ONLY]
+    known = [n for n in named if n not in extra]
     for key in kwargs:
       if key not in known:
         raise unknown(f"{where}: key", key, known)
@@ -240,9 +242,11 @@ def parse_spec(text: str, where: str) -> list[Call]:
     return []
   try:
     tree = ast.parse(text.strip(), mode="eval").body
-  except (SyntaxError, ValueError):
+    return [_call(node, text, where) for node in _split_or(tree)]
+  except UserError:
+    raise
+  except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
     raise UserError(f"{where}: cannot parse {text!r}; write 'name|name(1, key=2)'") from None
-  return [_call(node, text, where) for node in _split_or(tree)]
 
 
 def _split_or(node: ast.expr) -> list[ast.expr]:
@@ -276,6 +280,9 @@ def _call(node: ast.expr, text: str, where: str) -> Call:
   name = _dotted(fn)
   if name is None or any(k.arg is None for k in kwargs):
     raise UserError(f"{where}: {ast.unparse(node)!r} in {text!r} is not of the form name(1, key=2)")
+  names = [k.arg for k in kwargs]
+  if twice := [n for n in names if names.count(n) > 1]:
+    raise UserError(f"{where}: {name} in {text!r} has the key {twice[0]} twice")
   return Call(name, tuple(value(a) for a in args), {k.arg: value(k.value) for k in kwargs})
 
 

@@ -101,10 +101,10 @@ def scores(captions: list[str], references: list[list[str]]) -> dict[str, float]
   return {"exact_match": float(np.mean(right)), "token_f1": float(np.mean(f1))}
 
 
-def _tokenizer(spec: str, where: str) -> tokenizers.SentencePiece:
+def _tokenizer(spec: str, where: str) -> tokenizers.Tokenizer:
   """That of the one op `tokenize` in `spec`."""
   calls = [c for c in parse_spec(spec, where) if c.name == "tokenize"]
   if len(calls) != 1:
     raise UserError(f"{where} = {spec!r}; expected tokenize(length, model=...)")
   take = lambda length, model, vocab_size=None, key="text", eos="yes": (model, vocab_size)
-  return tokenizers.sentencepiece(*call(take, calls[0].kwargs, where, *calls[0].args))
+  return tokenizers.by_name(*call(take, calls[0].kwargs, where, *calls[0].args))
