@@ -59,7 +59,7 @@ def found(
     UserError: it is not a folder, or nothing in it matches.
   """
   root = str(path) if paths.is_remote(str(path)) else os.path.expanduser(str(path))
-  names = [n for n in paths.listed(root, where, suffixes) if not n.rsplit("/", 1)[-1][0] == "."]
+  names = [n for n in paths.listed(root, where, suffixes) if n.rsplit("/", 1)[-1][0] != "."]
   chosen = paths.matching(names, files)
   if not chosen:
     hint = f" that match files = {files!r}" if names else f" ({', '.join(suffixes)})"

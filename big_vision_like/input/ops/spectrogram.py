@@ -120,7 +120,7 @@ def kaldi_mel(
   std: float = 4.5689974,
   key: str = "audio",
 ):
-  """Kaldi's filter bank as AST takes it (arXiv:2104.01778): `audio` -> `spectrogram` [frames, bins].
+  """Kaldi's filter bank as AST (arXiv:2104.01778): `audio` -> `spectrogram` [frames, bins].
 
   Audio at 16 kHz in -1 to 1. Windows of 25 ms (symmetric Hann) every 10 ms, whole ones only: each
   less its mean, pre-emphasis 0.97, |FFT of 512|^2; bands equally wide in mel (HTK's) from 20 Hz to

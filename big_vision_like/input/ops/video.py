@@ -77,7 +77,8 @@ def decode_video(
         raise BadExample("empty video", "no frames")
       rate = float(example.get("fps", 1.0))
       times = np.arange(len(data)) / rate
-      clip, index = _of_frames(data, index := choose(times), size), index
+      index = choose(times)
+      clip = _of_frames(data, index, size)
     if at in ("uniform", "segments"):
       rate *= frames / len(times)
     else:
@@ -189,7 +190,7 @@ def _opened(data: bytes) -> Iterator[tuple[list[Any], Any]]:
       context.options = {"max_pixels": str(_MAX_PIXELS)}  # frames may grow on the way
       kind = "broken video"
       yield [p for p in container.demux(stream) if p.size], stream
-  except (av.error.FFmpegError, IndexError) as e:
+  except av.error.FFmpegError as e:
     raise BadExample(kind, str(e)) from None
 
 
