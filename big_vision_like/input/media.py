@@ -15,9 +15,9 @@ class Folder:
 
   Args:
     root: the folder.
-    items: what makes an example: names relative to it, the first of them gives label and text.
-    text: name -> class name, or "" for none.
-    read: paths -> the example without its label and text.
+    items: what each example is read from, names relative to the folder.
+    texts: the class name of each, or "" for none.
+    read: item -> the example without its label and text.
   """
 
   def __init__(
@@ -102,11 +102,6 @@ def natural(name: str) -> list[Any]:
 
 
 # ------------------------------------------------------------------------------------ cut short
-
-
-def known(data: bytes) -> bool:
-  """Whether the first bytes are those of a container that `cut_short` understands."""
-  return _format(data) is not None
 
 
 def cut_short(data: bytes) -> bool:

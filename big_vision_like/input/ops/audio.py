@@ -59,9 +59,9 @@ def decode_audio(
       audio, found = _read(bytes(data), length, at, rng, rate)
     else:
       audio, found = np.asarray(data, np.float32), int(example.get("sample_rate", rate or 16000))
-      audio = audio.reshape(len(audio), -1)
-      if not len(audio):
+      if not audio.size:
         raise BadExample("empty audio", "0 samples")
+      audio = audio.reshape(len(audio), -1)
       first, count = _part(len(audio), found, length, at, rng)
       audio = audio[first : first + count]
     if not np.isfinite(audio).all():
