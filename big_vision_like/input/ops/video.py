@@ -179,7 +179,7 @@ def _opened(data: bytes) -> Iterator[tuple[list[Any], Any]]:
   kind = "not a video"
   options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
   try:
-    with av.open(io.BytesIO(data), options=options) as container:
+    with av.open(io.BytesIO(data), options=options, metadata_errors="replace") as container:
       if not container.streams.video:
         raise BadExample("not a video", "no video stream")
       stream = container.streams.video[0]

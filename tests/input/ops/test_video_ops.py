@@ -28,9 +28,14 @@ FORMATS = {
 }
 
 
+class Files(dict):
+  def __repr__(self):  # hypothesis shows its arguments
+    return "files"
+
+
 @pytest.fixture(scope="module")
 def files():
-  return {name: video(striped(N), **kwargs) for name, kwargs in FORMATS.items()}
+  return Files({name: video(striped(N), **kwargs) for name, kwargs in FORMATS.items()})
 
 
 def decode(data, spec, seed=0, **example):
