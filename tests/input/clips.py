@@ -1,4 +1,4 @@
-"""Videos made here: frame i shows the bits of i as eight black or white stripes."""
+"""Videos and sounds made here. Frame i shows the bits of i as eight black or white stripes."""
 
 import io
 from typing import Any
@@ -43,4 +43,19 @@ def video(
     for frame in frames:
       file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
     file.mux(stream.encode())
+  return out.getvalue()
+
+
+def tone(hertz, seconds=1.0, rate=16000):
+  """float32 [samples]."""
+  t = np.arange(round(seconds * rate)) / rate
+  return (0.5 * np.sin(2 * np.pi * hertz * t)).astype(np.float32)
+
+
+def sound(samples, rate=16000, format="WAV", subtype=None):
+  """Encoded bytes."""
+  import soundfile
+
+  out = io.BytesIO()
+  soundfile.write(out, samples, rate, format=format, subtype=subtype)
   return out.getvalue()

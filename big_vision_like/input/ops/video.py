@@ -17,7 +17,7 @@ from big_vision_like.input.ops import image
 Example = dict[str, Any]
 
 _AT = ("random", "center", "start", "uniform", "segments")
-_MAX_PIXELS = 1 << 26  # of a frame: 8192 x 8192
+_MAX_PIXELS = 1 << 25  # of a frame: 8K is 7680 x 4320
 # No playlists: those would open other files and addresses.
 _FORMATS = "mov,matroska,webm,avi,gif,mpeg,mpegts,ogg,flv,asf,apng,ivf,h264,hevc,m4v"
 
@@ -171,6 +171,11 @@ def _stamp(packet: Any) -> int:
   return stamp
 
 
+def _check_pixels(width: int, height: int) -> None:
+  if width * height > _MAX_PIXELS:
+    raise BadExample("video too large", f"{width} x {height} pixels a frame")
+
+
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[tuple[list[Any], Any]]:
   """The packets of the first video stream, in the order of decoding, and the stream."""
@@ -184,8 +189,9 @@ def _opened(data: bytes) -> Iterator[tuple[list[Any], Any]]:
         raise BadExample("not a video", "no video stream")
       stream = container.streams.video[0]
       context = stream.codec_context
-      if context.width * context.height > _MAX_PIXELS:
-        raise BadExample("video too large", f"{context.width} x {context.height} pixels")
+      if context is None:
+        raise BadExample("not a video", "its codec is unknown")
+      _check_pixels(context.width, context.height)
       context.thread_count = 1  # examples are spread over threads already
       context.options = {"max_pixels": str(_MAX_PIXELS)}  # frames may grow on the way
       kind = "broken video"
@@ -236,6 +242,7 @@ def _frames_of(context: Any, packets: list[Any]) -> Iterator[Any]:
 def _rgb(frame: Any, size: int | None) -> np.ndarray:
   scale = size / min(frame.width, frame.height) if size else 1
   width, height = round(frame.width * scale), round(frame.height * scale)
+  _check_pixels(width, height)  # a line of pixels grows beyond all bounds
   return frame.to_ndarray(
     format="rgb24", width=width, height=height, interpolation="BILINEAR", threads=1
   )

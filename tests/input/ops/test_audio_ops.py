@@ -1,30 +1,16 @@
 """Audio and spectrogram ops on sounds made here."""
 
 import concurrent.futures
-import io
 
 import hypothesis
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import strategies
 
 from big_vision_like.config import UserError
 from big_vision_like.input import mel, ops
 from big_vision_like.input.bad import BadExample
-
-
-def tone(hertz, seconds=1.0, rate=16000):
-  """float32 [samples]."""
-  t = np.arange(round(seconds * rate)) / rate
-  return (0.5 * np.sin(2 * np.pi * hertz * t)).astype(np.float32)
-
-
-def sound(samples, rate=16000, format="WAV", subtype=None):
-  """Encoded bytes."""
-  out = io.BytesIO()
-  soundfile.write(out, samples, rate, format=format, subtype=subtype)
-  return out.getvalue()
+from tests.input.clips import sound, tone
 
 
 def run(spec, data, seed=0, **example):

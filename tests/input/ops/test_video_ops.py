@@ -12,7 +12,7 @@ from PIL import Image
 from big_vision_like.config import UserError
 from big_vision_like.input import ops
 from big_vision_like.input.bad import BadExample
-from tests.input.clips import numbers, striped, video
+from tests.input.clips import numbers, sound, striped, video
 
 N = 40
 FORMATS = {
@@ -174,8 +174,6 @@ def test_cut_where_the_index_comes_first():
 
 
 def test_not_a_video(files):
-  from tests.input.ops.test_audio_ops import sound
-
   assert kind(b"") == "empty file"
   assert kind(b"hello, this is text" * 50) == "not a video"
   assert kind(png(striped(1)[0])) == "not a video"
@@ -211,6 +209,11 @@ def test_damage_is_bad_or_decodes(files, name, at, noise):
 def test_too_large(files, monkeypatch):
   monkeypatch.setattr("big_vision_like.input.ops.video._MAX_PIXELS", 64 * 48 - 1)
   assert kind(files["mp4"]) == "video too large"
+
+
+def test_too_large_after_scaling():
+  line = video(striped(2, (4096, 16)))
+  assert kind(line, "decode_video(2, size=4096)") == "video too large"
 
 
 def test_sizes_differ():

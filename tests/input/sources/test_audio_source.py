@@ -9,7 +9,7 @@ import pytest
 from big_vision_like.config import UserError
 from big_vision_like.input import pipeline
 from big_vision_like.input.sources import open_source
-from tests.input.ops.test_audio_ops import sound, tone
+from tests.input.clips import sound, tone
 
 DIGITS = pathlib.Path(__file__).parents[4] / "shared" / "data" / "fsdd" / "fsdd_4speakers.zip"
 
