@@ -1,9 +1,11 @@
 """What video and audio share: folders of such files, and files that were cut short."""
 
+import importlib
 import os
 import re
 import struct
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 from big_vision_like.config import UserError
@@ -94,6 +96,18 @@ def classes(names: Sequence[str], where: str, label: str | None) -> list[str]:
       raise UserError(f"{where}: label = {label!r} does not match {name}; choose with files")
     out.append(text)
   return out
+
+
+def library(name: str, extra: str, where: str) -> ModuleType:
+  """The module that decodes.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  try:
+    return importlib.import_module(name)
+  except ImportError as e:
+    raise UserError(f"{where}: {e}; pip install -e '.[{extra}]'") from None
 
 
 def natural(name: str) -> list[Any]:

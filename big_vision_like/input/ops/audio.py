@@ -40,7 +40,8 @@ def decode_audio(
   `audio_length` counts the samples before those zeros.
 
   Raises:
-    UserError: a rate or length that is not positive, an unknown `at`, a `mono` that is no bool.
+    UserError: a rate or length that is not positive, an unknown `at`, a `mono` that is no bool;
+      soundfile is not installed.
   """
   if rate is not None and not _RATES[0] <= whole_number(rate, "op decode_audio: rate") <= _RATES[1]:
     raise UserError(f"op decode_audio: rate = {rate}; expected {_RATES[0]} to {_RATES[1]} Hz")
@@ -91,18 +92,26 @@ def _first(free: int, at: str, rng: Any) -> int:
   return free // 2 if at == "center" else 0
 
 
+class _Bytes(io.BytesIO):
+  def seek(self, offset: int, whence: int = 0) -> int:
+    """Libsndfile follows damaged heads to places before the first byte: it stays there."""
+    try:
+      return super().seek(offset, whence)
+    except ValueError:
+      return super().seek(0)
+
+
 def _read(
   data: bytes, length: float | None, at: str, rng: Any, rate: int | None
 ) -> tuple[np.ndarray, int]:
   """float32 [samples, channels] of the part, and its rate."""
-  import soundfile
-
+  soundfile = media.library("soundfile", "audio", "op decode_audio")
   if not data:
     raise BadExample("empty file", "0 bytes")
   if media.cut_short(data):
     raise BadExample("truncated audio", f"ends after {len(data)} bytes, its head names more")
   try:
-    file = soundfile.SoundFile(io.BytesIO(data))
+    file = soundfile.SoundFile(_Bytes(data))
   except (soundfile.LibsndfileError, TypeError) as e:
     raise BadExample("not audio", str(e)) from None
   with file:

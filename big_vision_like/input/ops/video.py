@@ -52,7 +52,8 @@ def decode_video(
     size: frames are scaled (bilinear) so that their smaller side is this; None leaves them.
 
   Raises:
-    UserError: a number that is not positive, an unknown `at`, a stride or fps without effect.
+    UserError: a number that is not positive, an unknown `at`, a stride or fps without effect; PyAV is
+      not installed.
   """
   whole_number(frames, "op decode_video: frames")
   whole_number(stride, "op decode_video: stride")
@@ -179,8 +180,7 @@ def _check_pixels(width: int, height: int) -> None:
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[tuple[list[Any], Any]]:
   """The packets of the first video stream, in the order of decoding, and the stream."""
-  import av
-
+  av = media.library("av", "video", "op decode_video")
   kind = "not a video"
   options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
   try:

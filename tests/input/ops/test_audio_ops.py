@@ -1,6 +1,7 @@
 """Audio and spectrogram ops on sounds made here."""
 
 import concurrent.futures
+import sys
 
 import hypothesis
 import numpy as np
@@ -312,3 +313,10 @@ def test_random_calls_are_none_where_nothing_is_random():
   ops.build(spec + "|standardize_audio|log_mel|spec_augment(freq=0, time=0)")(
     {"audio": sound(RAMP)}, Never()
   )
+
+
+@pytest.mark.parametrize("name, extra", [("soundfile", "audio"), ("av", "video")])
+def test_libraries_that_are_not_there(monkeypatch, name, extra):
+  monkeypatch.setitem(sys.modules, name, None)
+  with pytest.raises(UserError, match=rf"op decode_{extra}: .*pip install -e '.\[{extra}\]'"):
+    ops.build(f"decode_{extra}(16000)")({extra: b"RIFF" + bytes(4)}, np.random.default_rng(0))
