@@ -119,8 +119,8 @@ def natural(name: str) -> list[Any]:
 
 
 def cut_short(data: bytes) -> bool:
-  """Whether a container says that more bytes should follow: RIFF (wav, avi), ISO (mp4, mov),
-  Matroska (mkv, webm), GIF, Ogg. False where it cannot be known.
+  """Whether a container says that more bytes should follow: RIFF (wav, avi), AIFF, ISO
+  (mp4, mov), Matroska (mkv, webm), GIF, Ogg. False where it cannot be known.
   """
   check = _format(data)
   try:
@@ -132,6 +132,7 @@ def cut_short(data: bytes) -> bool:
 def _format(data: bytes) -> Callable[[bytes], bool] | None:
   for start, magic, check in (
     (0, b"RIFF", _riff),
+    (0, b"FORM", _aiff),
     (4, b"ftyp", _iso),
     (0, b"\x1aE\xdf\xa3", _matroska),
     (0, b"GIF8", _gif),
@@ -145,6 +146,11 @@ def _format(data: bytes) -> Callable[[bytes], bool] | None:
 def _riff(data: bytes) -> bool:
   (size,) = struct.unpack_from("<I", data, 4)
   return 0 < size < 0xFFFF_FFFF and 8 + size > len(data) + 1  # 1: padding that some leave out
+
+
+def _aiff(data: bytes) -> bool:
+  (size,) = struct.unpack_from(">I", data, 4)
+  return 8 + size > len(data) + 1
 
 
 def _iso(data: bytes) -> bool:

@@ -52,8 +52,8 @@ def decode_video(
     size: frames are scaled (bilinear) so that their smaller side is this; None leaves them.
 
   Raises:
-    UserError: a number that is not positive, an unknown `at`, a stride or fps without effect; PyAV is
-      not installed.
+    UserError: a number that is not positive, an unknown `at`, a stride or fps without effect; PyAV
+      is not installed.
   """
   whole_number(frames, "op decode_video: frames")
   whole_number(stride, "op decode_video: stride")
@@ -251,18 +251,34 @@ def _rgb(frame: Any, size: int | None) -> np.ndarray:
 # ----------------------------------------------------------------------------------------- clips
 
 
+class _Same:
+  """Random numbers that are drawn for the first frame and are the same for the others."""
+
+  def __init__(self, rng: Any):
+    self._rng, self._drawn, self._at = rng, [], 0
+
+  def again(self) -> "_Same":
+    """The next frame begins."""
+    self._at = 0
+    return self
+
+  def __getattr__(self, name: str) -> Callable[..., Any]:
+    def draw(*args: Any, **kwargs: Any) -> Any:
+      if self._at == len(self._drawn):
+        self._drawn.append(getattr(self._rng, name)(*args, **kwargs))
+      self._at += 1
+      return self._drawn[self._at - 1]
+
+    return draw
+
+
 def _clip(op: Callable[[Example, Any], Example], key: str):
-  """Lifts an op on an image to clips: all frames as the channels of one image, so that they share
-  its random numbers.
-  """
+  """Lifts an op on `image` to clips: it does the same to every frame."""
 
   def run(example, rng):
-    clip = example[key]
-    t, h, w, c = clip.shape
-    planes = clip.transpose(1, 2, 0, 3).reshape(h, w, t * c)
-    out = op({"image": planes}, rng)["image"]
-    out = out.reshape(*out.shape[:2], t, c).transpose(2, 0, 1, 3)
-    return {**example, key: np.ascontiguousarray(out)}
+    rng = _Same(rng)
+    frames = [op({"image": frame}, rng.again())["image"] for frame in example[key]]
+    return {**example, key: np.stack(frames)}
 
   return run
 

@@ -95,7 +95,7 @@ def kind(data, spec="decode_audio()"):
   return e.value.kind
 
 
-@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG"])
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "AIFF"])
 @pytest.mark.parametrize("part", [0.3, 0.9, 0.99])
 def test_cut_files(format, part):
   data = sound(tone(440) + 0.01 * np.random.default_rng(0).normal(size=16000), format=format)
