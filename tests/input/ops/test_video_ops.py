@@ -90,6 +90,29 @@ def test_at_another_rate(files):
   assert numbers(slow["video"]) == [9, 19, 29] and slow["fps"] == 2
 
 
+@hypothesis.given(
+  n=strategies.integers(1, 200),
+  frames=strategies.integers(1, 40),
+  stride=strategies.integers(1, 9),
+  at=strategies.sampled_from(["random", "center", "start", "uniform", "segments"]),
+  fps=strategies.none() | strategies.floats(0.5, 100),
+  seed=strategies.integers(0, 9),
+)
+def test_chosen_frames_are_in_order_and_there(n, frames, stride, at, fps, seed):
+  from big_vision_like.input.ops.video import _chosen
+
+  index = _chosen(np.arange(n) / 25, frames, stride, fps, at, np.random.default_rng(seed))
+  steps = np.diff(index)
+  assert index.shape == (frames,) and index[0] >= 0 and index[-1] < n and (steps >= 0).all()
+  if fps is None and at in ("random", "center", "start"):
+    if (frames - 1) * stride < n:
+      assert (steps == stride).all()
+    else:
+      assert index[0] == 0 and index[-1] == n - 1 and (steps <= stride).all()
+  if at in ("uniform", "segments") and frames <= n:
+    assert (index * frames // n == np.arange(frames)).all() or n % frames
+
+
 def test_short_clips_repeat_their_last_frame(files):
   short = video(striped(3))
   assert numbers(decode(short, "decode_video(5)")["video"]) == [0, 1, 2, 2, 2]
