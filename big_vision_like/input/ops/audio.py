@@ -184,8 +184,10 @@ def crop_audio(samples: int, at: str = "random", key: str = "audio"):
 
 
 def standardize_audio(key: str = "audio"):
-  """float32 -> (x - mean) / sqrt(var + 1e-7) of its own samples, as wav2vec 2.0 takes it
-  (arXiv:2006.11477); zeros past `audio_length` stay zeros and do not count.
+  """float32 -> (x - mean) / sqrt(var + 1e-7) of its own samples, as for wav2vec 2.0.
+
+  arXiv:2006.11477, with the constant of transformers. Zeros past `audio_length` stay zeros and do
+  not count.
   """
 
   def run(example, rng):
