@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from big_vision_like.input.ops import image
-
-Example = dict[str, Any]
+from big_vision_like.input import ops
+from big_vision_like.input.sources import functions
 
 
 class _Same:
@@ -31,8 +30,9 @@ class _Same:
     return draw
 
 
-def _clip(op: Callable[[Example, Any], Example], key: str):
+def _clip(name: str, key: str, *args: Any):
   """Lifts an op on `image` to clips: it does the same to every frame."""
+  op = functions(ops.MODULES)[name](*args)
 
   def run(example, rng):
     rng = _Same(rng)
@@ -47,22 +47,22 @@ def video_resize(height: int, width: int | None = None, method: str = "bilinear"
 
   `method` as for the op `resize`, default "bilinear" (PIL's, antialiased).
   """
-  return _clip(image.resize(height, width, method), key)
+  return _clip("resize", key, height, width, method)
 
 
 def video_resize_small(smaller: int, method: str = "bilinear", key: str = "video"):
   """Scales all frames so that their smaller side is `smaller`; `method` as for `resize_small`."""
-  return _clip(image.resize_small(smaller, method), key)
+  return _clip("resize_small", key, smaller, method)
 
 
 def video_central_crop(height: int, width: int | None = None, key: str = "video"):
   """The middle height x width of all frames (a square with one number)."""
-  return _clip(image.central_crop(height, width), key)
+  return _clip("central_crop", key, height, width)
 
 
 def video_random_crop(height: int, width: int | None = None, key: str = "video"):
   """A random height x width (a square with one number), the same of all frames."""
-  return _clip(image.random_crop(height, width), key)
+  return _clip("random_crop", key, height, width)
 
 
 def video_random_resized_crop(
@@ -79,9 +79,9 @@ def video_random_resized_crop(
   resized to height x width (a square with one number) by `method`. VideoMAE (arXiv:2203.12602)
   takes area = (0.5, 1).
   """
-  return _clip(image.random_resized_crop(height, width, area, ratio, method), key)
+  return _clip("random_resized_crop", key, height, width, area, ratio, method)
 
 
 def video_flip_lr(key: str = "video"):
   """Mirrors every second clip, all its frames, at random."""
-  return _clip(image.flip_lr(), key)
+  return _clip("flip_lr", key)
