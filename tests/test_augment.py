@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from big_vision_like import augment
+from big_vision_like import augment, photometric
 from big_vision_like.config import UserError
 
 RNG = jax.random.key(0)
@@ -24,7 +24,7 @@ def run(spec, **batch):
 def test_hue_turns_as_colorsys_does():
   x = images(4, 3, 3, 3)
   turns = np.array([0.1, -0.3, 0.5, 0.0], np.float32)
-  out = np.asarray(augment._turn_hue(jnp.asarray(x), turns[:, None, None, None]))
+  out = np.asarray(photometric.hue(jnp.asarray(x), turns[:, None, None, None]))
   for i, row in enumerate(x):
     for at in np.ndindex(3, 3):
       h, s, v = colorsys.rgb_to_hsv(*row[at].astype(float))
