@@ -111,7 +111,16 @@ def invert(p: float | tuple = 0.5, key: str = "image") -> Op:
 
 def equalize(p: float | tuple = 1.0, key: str = "image") -> Op:
   """Flattens the histogram of every channel over 256 levels, as PIL does."""
-  return _per_image(lambda rng, x: photometric.equalize(x), p, key)
+
+  def channel(level: jax.Array) -> jax.Array:
+    return photometric.equalize_table(jnp.bincount(level.reshape(-1), length=256))[level]
+
+  def fn(rng: jax.Array, x: Images) -> Images:
+    level = jnp.round(x * 255).astype(jnp.int32)
+    every = jax.vmap(jax.vmap(channel, in_axes=-1, out_axes=-1))
+    return every(level).astype(x.dtype) / 255
+
+  return _per_image(fn, p, key)
 
 
 def autocontrast(p: float | tuple = 1.0, key: str = "image") -> Op:

@@ -74,14 +74,33 @@ def posterize(image: np.ndarray, bits: int) -> np.ndarray:
   return _by_table(photometric.posterize, image, bits)
 
 
+def _by_channel(fn: Callable, image: np.ndarray) -> np.ndarray:
+  """`fn`: a channel's pixels -> its table of 256."""
+  out = np.empty_like(image)
+  for c in range(image.shape[-1]):
+    plane = np.ascontiguousarray(image[..., c])
+    out[..., c] = fn(plane).take(plane)
+  return out
+
+
 def autocontrast(image: np.ndarray) -> np.ndarray:
   """Every channel over the full range."""
-  return _whole(photometric.autocontrast, image)
+
+  def table(plane):
+    levels = np.clip(LEVELS, LEVELS[0, plane.min(), 0, 0], LEVELS[0, plane.max(), 0, 0])
+    return _rounded(photometric.autocontrast(levels)).reshape(256)
+
+  return _by_channel(table, image)
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
   """Flat histograms of the channels."""
-  return _whole(photometric.equalize, image)
+
+  def table(plane):
+    counts = np.bincount(plane.reshape(-1), minlength=256)
+    return photometric.equalize_table(counts).astype(np.uint8)
+
+  return _by_channel(table, image)
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
