@@ -59,18 +59,34 @@ def method_of(op: str, method: str) -> str:
 # ---------------------------------------------------------------------------------------- resizing
 
 
+def _pil(method: str) -> Any:
+  from PIL import Image
+
+  return Image.Resampling["BOX" if method == "area" else method.upper()]
+
+
 def resized(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
   """PIL's resize of [H, W, C] (antialiased on the way down); "area" is its box filter."""
   from PIL import Image
 
   if image.shape[:2] == size:
     return image
-  by_name = {"area": "BOX"}
-  pil_filter = Image.Resampling[by_name.get(method, method.upper())]
+  pil_filter = _pil(method)
   plane = lambda x: np.asarray(Image.fromarray(x).resize(size[::-1], pil_filter))
   if image.dtype == np.uint8 and image.shape[-1] == 3:
     return plane(image)  # all channels at once: the same numbers, in two thirds of the time
   return np.stack([plane(image[..., c]) for c in range(image.shape[-1])], -1)
+
+
+def resized_box(
+  image: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int], method: str
+) -> np.ndarray:
+  """The part (top, left, height, width), in fractions of pixels, of uint8 [H, W, 3]."""
+  from PIL import Image
+
+  top, left, height, width = box
+  corners = (left, top, min(left + width, image.shape[1]), min(top + height, image.shape[0]))
+  return np.asarray(Image.fromarray(image).resize(size[::-1], _pil(method), box=corners))
 
 
 def tf_resized(

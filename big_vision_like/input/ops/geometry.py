@@ -14,6 +14,7 @@ from big_vision_like.input.pixels import (
   on_key,
   probability,
   resized,
+  resized_box,
   size_of,
 )
 
@@ -91,7 +92,8 @@ def decode_random_resized_crop(
     if jpeg:
       factor = decoding.shrinkage(min(h / size[0], w / size[1]), 1)
       image = decoding.decode_jpeg(data, jpeg, factor)
-      top, left, h, w = (round(v / factor) for v in (top, left, h, w))
+      if factor > 1:
+        return resized_box(image, tuple(v / factor for v in (top, left, h, w)), size, method)
     return resized(image[top : top + h, left : left + w], size, method)
 
   return on_key(run, key)
