@@ -3,16 +3,17 @@
 Each op, called with its arguments, returns `(rng, batch) -> batch`; `build` chains them. The images
 of `key` are [B, H, W, C] or [B, V, H, W, C] (V views), uint8 or float32 in 0..1 (`normalize` last);
 every image draws its own numbers. A probability may be a tuple, one for each view, as DINO has it.
+What the ops compute is defined in `photometric`, which the host's ops of the same names share.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from big_vision_like.config import UserError, call, parse_spec, unknown
+from big_vision_like import photometric
+from big_vision_like.config import UserError, call, parse_spec, unknown, whole_number
 
 Batch = dict[str, jax.Array]
 Op = Callable[[jax.Array, Batch], Batch]
@@ -63,13 +64,6 @@ def _per_image(fn: Callable[[jax.Array, Images], Images], p, key: str) -> Op:
   return run
 
 
-def _gray(x: Images) -> Images:
-  """Luma of ITU-R BT.601 in all channels; one channel stays."""
-  if x.shape[-1] == 1:
-    return x
-  return jnp.broadcast_to(x @ jnp.array([0.299, 0.587, 0.114])[:, None], x.shape)
-
-
 def color_jitter(
   brightness: float = 0.4,
   contrast: float = 0.4,
@@ -87,42 +81,65 @@ def color_jitter(
   def fn(rng: jax.Array, x: Images) -> Images:
     keys = jax.random.split(rng, 4)
     draw = lambda i, s: jax.random.uniform(keys[i], (x.shape[0], 1, 1, 1), minval=-s, maxval=s)
-    clip = lambda x: jnp.clip(x, 0.0, 1.0)
-    blend = lambda a, b, factor: clip(b + factor * (a - b))
-    x = clip(x * (1 + draw(0, brightness)))
-    x = blend(x, jnp.mean(_gray(x), axis=(1, 2, 3), keepdims=True), 1 + draw(1, contrast))
-    if x.shape[-1] == 3:
-      x = blend(x, _gray(x), 1 + draw(2, saturation))
-      if hue:
-        x = _turn_hue(x, draw(3, hue))
-    return x
+    factors = [1 + draw(i, s) for i, s in enumerate((brightness, contrast, saturation))]
+    return photometric.jitter(x, [*factors, draw(3, hue) if hue else None])
 
   return _per_image(fn, p, key)
 
 
-def _turn_hue(x: Images, turns: Float[Array, "N 1 1 1"]) -> Images:
-  """Turns the hue of RGB in HSV space; value and saturation stay."""
-  high, low = jnp.max(x, -1, keepdims=True), jnp.min(x, -1, keepdims=True)
-  chroma = high - low
-  r, g, b = jnp.split(x, 3, -1)
-  safe = jnp.where(chroma == 0, 1.0, chroma)
-  sector = jnp.where(
-    high == r, (g - b) / safe, jnp.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
-  )
-  sector = (sector + 6 * turns) % 6
-  # Channel n of HSV -> RGB is high - chroma * clip(min(k, 4 - k), 0, 1), k = (n + sector) mod 6.
-  k = (jnp.array([5.0, 3.0, 1.0])[None, None, None, :] + sector) % 6
-  return high - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
-
-
 def grayscale(p: float | tuple = 0.2, key: str = "image") -> Op:
   """RGB -> its luma in all channels."""
-  return _per_image(lambda rng, x: _gray(x), p, key)
+  return _per_image(lambda rng, x: photometric.gray(x), p, key)
 
 
 def solarize(p: float | tuple = 0.2, threshold: float = 0.5, key: str = "image") -> Op:
   """Inverts what is at or above the threshold (BYOL, arXiv:2006.07733)."""
-  return _per_image(lambda rng, x: jnp.where(x >= threshold, 1 - x, x), p, key)
+  return _per_image(lambda rng, x: photometric.solarize(x, threshold), p, key)
+
+
+def posterize(bits: int = 4, p: float | tuple = 1.0, key: str = "image") -> Op:
+  """Keeps the highest `bits` of 8 (AutoAugment, arXiv:1805.09501)."""
+  if whole_number(bits, "config.augment: posterize bits") > 8:
+    raise UserError(f"config.augment: posterize bits = {bits}; expected 1 to 8")
+  return _per_image(lambda rng, x: photometric.posterize(x, bits), p, key)
+
+
+def invert(p: float | tuple = 0.5, key: str = "image") -> Op:
+  """1 - x (AutoAugment, arXiv:1805.09501)."""
+  return _per_image(lambda rng, x: photometric.invert(x), p, key)
+
+
+def equalize(p: float | tuple = 1.0, key: str = "image") -> Op:
+  """Flattens the histogram of every channel over 256 levels, as PIL does."""
+
+  def channel(level: jax.Array) -> jax.Array:
+    return photometric.equalize_table(jnp.bincount(level.reshape(-1), length=256))[level]
+
+  def fn(rng: jax.Array, x: Images) -> Images:
+    level = jnp.round(x * 255).astype(jnp.int32)
+    every = jax.vmap(jax.vmap(channel, in_axes=-1, out_axes=-1))
+    return every(level).astype(x.dtype) / 255
+
+  return _per_image(fn, p, key)
+
+
+def autocontrast(p: float | tuple = 1.0, key: str = "image") -> Op:
+  """Stretches every channel to 0..1."""
+  return _per_image(lambda rng, x: photometric.autocontrast(x), p, key)
+
+
+def sharpness(
+  factor: tuple[float, float] = (0.1, 1.9), p: float | tuple = 1.0, key: str = "image"
+) -> Op:
+  """Uniform factor between smoothed (0), as it is (1) and sharpened (PIL's ImageEnhance)."""
+  if len(factor) != 2 or not 0 <= factor[0] <= factor[1]:
+    raise UserError(f"config.augment: sharpness factor = {factor!r}; expected 0 <= low <= high")
+
+  def fn(rng: jax.Array, x: Images) -> Images:
+    draw = jax.random.uniform(rng, (x.shape[0], 1, 1, 1), minval=factor[0], maxval=factor[1])
+    return photometric.sharpness(x, draw)
+
+  return _per_image(fn, p, key)
 
 
 def gaussian_blur(
@@ -136,20 +153,8 @@ def gaussian_blur(
     raise UserError(f"config.augment: gaussian_blur sigma = {sigma!r}; expected 0 < low <= high")
 
   def fn(rng: jax.Array, x: Images) -> Images:
-    radius = max(1, (size or x.shape[1] // 10) // 2)
     scale = jax.random.uniform(rng, (x.shape[0], 1), minval=sigma[0], maxval=sigma[1])
-    taps = jnp.exp(-0.5 * (np.arange(-radius, radius + 1)[None, :] / scale) ** 2)
-    taps = taps / jnp.sum(taps, axis=1, keepdims=True)
-    for axis in (1, 2):
-      pad = [(0, 0)] * 4
-      pad[axis] = (radius, radius)
-      wide = jnp.pad(x, pad, mode="reflect" if x.shape[axis] > radius else "edge")
-      n = x.shape[axis]
-      x = sum(
-        jax.lax.slice_in_dim(wide, i, i + n, axis=axis) * taps[:, i, None, None, None]
-        for i in range(2 * radius + 1)
-      )
-    return x
+    return photometric.blur(x, scale, photometric.blur_radius(x.shape[1], size))
 
   return _per_image(fn, p, key)
 
@@ -213,5 +218,18 @@ def cutmix(alpha: float = 1.0, classes: int = 0, p: float = 1.0, key: str = "ima
 
 OPS = {
   op.__name__: op
-  for op in (color_jitter, grayscale, solarize, gaussian_blur, normalize, mixup, cutmix)
+  for op in (
+    color_jitter,
+    grayscale,
+    solarize,
+    posterize,
+    invert,
+    equalize,
+    autocontrast,
+    sharpness,
+    gaussian_blur,
+    normalize,
+    mixup,
+    cutmix,
+  )
 }
