@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from big_vision_like import compose
 from big_vision_like import train as trainer
@@ -105,3 +106,27 @@ def test_a_batch_of_batches_lies_on_the_mesh(method):
   assert built.batch["pairs"]["image"].shape == (16, 8, 16, 1)
   assert built.batch["images"]["image"].shape == (8, 8, 16, 1)
   assert trainer.model_flops(built) > 0
+
+
+def test_broken_data_is_counted_where_it_is_seen(tmp_path, capsys, caplog):
+  """In the progress line, in TensorBoard, in the log with its place; fatal past the bound."""
+  rows = [{"image": f"{i % 10}.png", "text": f"number {i}"} for i in range(40)]
+  rows[3]["text"] = " "
+  rows[5]["image"] = "../outside.png"
+  for i in range(10):
+    Image.fromarray(np.full((8, 16), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+  (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  c = tiny.config(3)
+  source = f"jsonl(pattern='{tmp_path}/pairs.jsonl')"
+  tokenize = c.input.pp.split("|")[-2]
+  c.input.source = source
+  c.input.pp = f"require_text|decode(1)|value_range(-1, 1)|{tokenize}|keep(image, text)"
+  with c.unlocked():
+    c.input.max_bad_fraction = 0.05
+  trainer.train(c, tmp_path / "run")
+  said = capsys.readouterr()
+  assert "bad 2 (" in said.out + said.err and "unsafe path 1" in said.out + said.err
+  assert f"bad example 5 of {source}: unsafe path" in caplog.text
+  c.input.max_bad_fraction = 0.01
+  with pytest.raises(UserError, match=r"2 of \d+ examples are bad \(.*\), more than input"):
+    trainer.train(c, tmp_path / "strict")
