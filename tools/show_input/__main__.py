@@ -38,12 +38,12 @@ class Section(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
   """The command line; returns the exit code."""
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, "FILE.py:args", flag_values=values)
+  argv, values = argv or sys.argv, flags.FlagValues()
+  # Overrides are looked for where it is told.
+  config_flags.DEFINE_config_file("config", None, "FILE.py:args", flag_values=values, sys_argv=argv)
   flags.DEFINE_integer("count", 32, "examples of every batch", flag_values=values)
   flags.DEFINE_integer("batch", 0, "the training step whose batch it is", flag_values=values)
   flags.DEFINE_string("out", "input_sheet", "folder of index.html, sheet.png", flag_values=values)
-  argv = argv or sys.argv
   if {"--help", "-h"} & set(argv[1:]):
     print(__doc__)
     return 0
