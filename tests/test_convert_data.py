@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from big_vision_like.config import UserError
-from big_vision_like.input import ops, records
+from big_vision_like.input import ops, records, sources
 from big_vision_like.input.sources import open_source
 from tools.convert_data import __main__ as command
 from tools.convert_data import formats, manifest, tfds
@@ -116,6 +116,61 @@ def test_encoded_images_stay_as_they_are(folder, tmp_path, to):
   assert found == expected
 
 
+class Mixed:
+  """Values of all kinds."""
+
+  def __len__(self):
+    return 5
+
+  def __getitem__(self, i):
+    return {
+      "image": np.full((4, 6, 3), 40 * i, np.uint8),
+      "depth": np.full((4, 6), i / 7, np.float32),
+      "label": i,
+      "text": "größer " * i + "x",
+      "name": "tab|" + chr(0x4E00 + i),
+      "boxes": np.arange(4 * (i + 1), dtype=np.float32).reshape(-1, 4),
+      "captions": ["one", "two"][: i % 2 + 1],
+      "fps": 0.5 * i,
+    }
+
+
+def mixed():
+  return Mixed()
+
+
+READ = {
+  "arrayrecord": "array_record('{}/*.array_record')",
+  "webdataset": "webdataset('{}/*.tar')",
+  "tfds": "tfds('{}')",
+}
+
+
+@pytest.mark.parametrize(
+  "to",
+  [to for to, spec in READ.items() if spec.split("(")[0] in sources.functions(sources.MODULES)],
+)
+def test_sources_of_training_read_the_same(to, tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, "MODULES", (*sources.MODULES, sys.modules[__name__]))
+  run(to, tmp_path, source="mixed()", shards=2)
+  source = open_source(READ[to].format(tmp_path))
+  assert len(source) == 5
+  for i in range(5):
+    row = source[i]
+    row = records.decode(row["record"]) if "record" in row else row
+    if isinstance(row["image"], bytes):
+      row = ops.build("decode")(row, None)
+    text = lambda x: x.decode() if isinstance(x, bytes) else x
+    for key, value in Mixed()[i].items():
+      if isinstance(value, np.ndarray):
+        assert row[key].dtype == value.dtype
+        np.testing.assert_array_equal(row[key], value)
+      elif isinstance(value, list):
+        assert [text(x) for x in row[key]] == value
+      else:
+        assert text(row[key]) == value, key
+
+
 def test_members_of_a_tar():
   example = {
     "audio": b"RIFF\0\0\0\0WAVEfmt ",
@@ -128,13 +183,15 @@ def test_members_of_a_tar():
     "blob": b"?",
   }
   members = dict(formats.WebDataset().encode(7, example))
-  names = ["wav", "depth.npy", "segmentation.png", "cls", "blob.bin", "json"]
+  names = ["wav", "depth.npy", "segmentation.png", "cls", "text.json", "fps.json", "boxes.json"]
+  names.append("blob")
   assert list(members) == [f"00000007.{n}" for n in names]
   np.testing.assert_array_equal(
     np.load(io.BytesIO(members["00000007.depth.npy"])), example["depth"]
   )
-  assert json.loads(members["00000007.json"]) == {"text": ["a", "b"], "fps": 2.5, "boxes": 0.5}
-  for bad in ({"document": [{"image": b"x"}]}, {"a.b": 1}, {"x": np.array([{}])}):
+  assert json.loads(members["00000007.text.json"]) == ["a", "b"]
+  assert json.loads(members["00000007.boxes.json"]) == 0.5
+  for bad in ({"document": [{"image": b"x"}]}, {"a.b": 1}, {"A": 1}, {"x": np.array([{}])}):
     with pytest.raises(UserError, match="webdataset: "):
       formats.WebDataset().encode(0, bad)
 

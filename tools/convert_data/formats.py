@@ -53,23 +53,18 @@ class WebDataset:
   """Tar files of `%08d.EXTENSION`, the number being the example's in the source.
 
   Bare extensions for what everybody names so: jpg, png, ... (image), wav, flac (audio), mp4
-  (video), cls (an int under label), txt (a str under text). Other media and arrays have their key
-  before it: `depth.npy`, `segmentation.png`. uint8 [H, W, 1 or 3] becomes PNG, other arrays npy.
-  What is left is one JSON object, `json`.
+  (video), cls (an int under label), txt (a str under text). All else has its key before it:
+  `depth.npy`, `segmentation.png`, `boxes.json`. uint8 [H, W, 1 or 3] becomes PNG, other arrays npy,
+  bytes of no known kind have their key alone, and what is left is JSON.
   """
 
   def encode(self, index: int, example: Example) -> list[tuple[str, bytes]]:
-    members, rest = [], {}
+    members = []
     for key, value in example.items():
-      if not re.fullmatch(r"\w+", key, re.ASCII):
-        raise UserError(f"webdataset: key {key!r} is not made of letters, digits and _; rename it")
-      found = _member(key, value)
-      if found is None:
-        rest[key] = value
-      else:
-        members.append((f"{index:08d}.{found[0]}", found[1]))
-    if rest:
-      members.append((f"{index:08d}.json", _json(rest)))
+      if not re.fullmatch(r"[a-z0-9_]+", key):  # readers take extensions in lower case
+        raise UserError(f"webdataset: key {key!r} is not of a-z, 0-9 and _; rename it")
+      extension, data = _member(key, value)
+      members.append((f"{index:08d}.{extension}", data))
     return members
 
   def file(self, plan: Plan, shard: int) -> str:
@@ -99,13 +94,15 @@ class _Tar:
 BARE = {"image": ("jpg", "png", "webp", "gif", "bmp"), "audio": ("wav", "flac"), "video": ("mp4",)}
 
 
-def _member(key: str, value: Any) -> tuple[str, bytes] | None:
-  """Extension and content; None for what goes into the JSON."""
+def _member(key: str, value: Any) -> tuple[str, bytes]:
+  """Extension and content."""
   if isinstance(value, (bytes, bytearray)):
     kind = media(value)
     if key == "image" and kind not in BARE["image"]:
       raise not_an_image(value)
-    return (kind if kind in BARE.get(key, ()) else f"{key}.{kind or 'bin'}"), bytes(value)
+    if kind is None:
+      return key, bytes(value)
+    return (kind if kind in BARE.get(key, ()) else f"{key}.{kind}"), bytes(value)
   if isinstance(value, np.ndarray) and value.ndim:
     if value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] in (1, 3) and value.size:
       return ("png" if key == "image" else f"{key}.png"), encode_png(value)
@@ -119,20 +116,21 @@ def _member(key: str, value: Any) -> tuple[str, bytes] | None:
     return "cls", str(int(value)).encode()
   if key == "text" and isinstance(value, str):
     return "txt", value.encode()
-  return None
+  return ("json" if key == "json" else f"{key}.json"), _json(key, value)
 
 
-def _json(values: Example) -> bytes:
+def _json(key: str, value: Any) -> bytes:
   def plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
       return value.tolist()
     raise TypeError(f"a {type(value).__name__}")
 
   try:
-    return json.dumps(values, default=plain, sort_keys=True, ensure_ascii=False).encode()
+    return json.dumps(value, default=plain, ensure_ascii=False).encode()
   except (TypeError, ValueError) as e:
-    keys = ", ".join(values)
-    raise UserError(f"webdataset: no JSON for {keys}: {e}; drop it, or --to arrayrecord") from None
+    raise UserError(
+      f"webdataset: {key} does not go into JSON ({e}); drop it, or --to arrayrecord"
+    ) from None
 
 
 def media(data: bytes) -> str | None:
