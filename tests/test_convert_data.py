@@ -191,7 +191,7 @@ def test_members_of_a_tar():
   )
   assert json.loads(members["00000007.text.json"]) == ["a", "b"]
   assert json.loads(members["00000007.boxes.json"]) == 0.5
-  for bad in ({"document": [{"image": b"x"}]}, {"a.b": 1}, {"A": 1}, {"x": np.array([{}])}):
+  for bad in ({"document": [{"image": b"\xff"}]}, {"a.b": 1}, {"A": 1}, {"x": np.array([{}])}):
     with pytest.raises(UserError, match="webdataset: "):
       formats.WebDataset().encode(0, bad)
 
@@ -221,6 +221,18 @@ def test_tfds_features_hold_what_differs(tmp_path):
     np.testing.assert_array_equal(found["audio"], example(i)["audio"])
     assert [t.decode() for t in found["text"]] == ["x"] * i
     assert (found["fps"], found["ok"], found["box"]) == (0.5, bool(i), i)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_tfds_is_read_as_any_other_source(to, tmp_path):
+  run("tfds", tmp_path / "first")
+  source = f"tfds('{tmp_path / 'first'}')"
+  run(to, tmp_path / "second", "--name", "digits", source=source)
+  if to == "tfds":
+    for file in (tmp_path / "first").glob("*array_record*"):
+      assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
+  if to == "webdataset":
+    assert read_tars(tmp_path / "second")["00000000"].keys() == {"png", "cls", "txt"}
 
 
 @pytest.mark.parametrize(

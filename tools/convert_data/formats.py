@@ -55,12 +55,15 @@ class WebDataset:
   Bare extensions for what everybody names so: jpg, png, ... (image), wav, flac (audio), mp4
   (video), cls (an int under label), txt (a str under text). All else has its key before it:
   `depth.npy`, `segmentation.png`, `boxes.json`. uint8 [H, W, 1 or 3] becomes PNG, other arrays npy,
-  bytes of no known kind have their key alone, and what is left is JSON.
+  bytes of no known kind have their key alone, and what is left is JSON. A str under `key`, the name
+  of a sample in tar files, is left out.
   """
 
   def encode(self, index: int, example: Example) -> list[tuple[str, bytes]]:
     members = []
     for key, value in example.items():
+      if key == "key" and isinstance(value, str):  # the sample's name in the shard it comes from
+        continue
       if not re.fullmatch(r"[a-z0-9_]+", key):  # readers take extensions in lower case
         raise UserError(f"webdataset: key {key!r} is not of a-z, 0-9 and _; rename it")
       extension, data = _member(key, value)
@@ -100,6 +103,8 @@ def _member(key: str, value: Any) -> tuple[str, bytes]:
     kind = media(value)
     if key == "image" and kind not in BARE["image"]:
       raise not_an_image(value)
+    if kind is None and key == "text":  # TFDS has its texts as bytes
+      return "txt", bytes(value).decode().encode()
     if kind is None:
       return key, bytes(value)
     return (kind if kind in BARE.get(key, ()) else f"{key}.{kind}"), bytes(value)
@@ -123,6 +128,8 @@ def _json(key: str, value: Any) -> bytes:
   def plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
       return value.tolist()
+    if isinstance(value, bytes):
+      return value.decode()
     raise TypeError(f"a {type(value).__name__}")
 
   try:

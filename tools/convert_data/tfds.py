@@ -39,13 +39,16 @@ def infer(examples: Sequence[Example]) -> dict[str, Any]:
 
 def _feature(key: str, values: list[Any]) -> dict[str, Any]:
   first = next((v for v in values if not (isinstance(v, list) and not v)), values[0])
-  if isinstance(first, (bytes, bytearray)) and media(first) in BARE["image"]:
+  if _is_image(first):
     return {"type": "image", "channels": _channels(first)}
   if isinstance(first, (str, bytes, bytearray)):
     return {"type": "text"}
   if isinstance(first, list):
-    inner = {str: "text", int: "int64", float: "float32"}.get(type(first[0]) if first else None)
-    if inner and all(type(v) is type(first[0]) for value in values for v in value):
+    plain = [v.item() if isinstance(v, np.generic) else v for value in values for v in value]
+    kinds = {str: "text", bytes: "text", int: "int64", float: "float32"}
+    found = {kinds.get(type(v)) for v in plain}
+    inner = found.pop() if len(found) == 1 else None
+    if inner and not any(_is_image(v) for v in plain):
       return {"type": "sequence", "of": inner}
     raise _refused(key, f"a list of {type(first[0]).__name__}" if first else "an empty list")
   if isinstance(first, (bool, int, float)):
@@ -54,6 +57,10 @@ def _feature(key: str, values: list[Any]) -> dict[str, Any]:
   if isinstance(first, (np.ndarray, np.generic)):
     return _tensor(key, [np.asarray(v) for v in values])
   raise _refused(key, f"a {type(first).__name__}")
+
+
+def _is_image(value: Any) -> bool:
+  return isinstance(value, (bytes, bytearray)) and media(value) in BARE["image"]
 
 
 def _tensor(key: str, arrays: list[np.ndarray]) -> dict[str, Any]:
