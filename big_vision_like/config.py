@@ -30,6 +30,37 @@ def run_main(main: Callable[[], Any]) -> None:
   sys.exit(code)
 
 
+def parse_flags(values: Any, argv: Sequence[str], usage: str, needed: Sequence[str]) -> None:
+  """absl's `values(argv)` with a `--config` of ml_collections; `needed` flags have no default.
+
+  Raises:
+    UserError: whatever is wrong with the flags, or with the config file.
+  """
+  names = list(values)
+  try:
+    rest = values(argv)
+    if values["config"].value is not None:
+      values["config"].value.to_dict()  # a file that is not there is noticed only now
+  except Exception as e:  # a config file may raise anything
+    raise UserError(_flag_error(e)) from None
+  if len(rest) > 1:
+    raise UserError(f"unknown argument {rest[1]!r}; flags are --{', --'.join(names)}")
+  for name in needed:
+    if values[name].value is None:
+      raise UserError(f"--{name} is missing; {usage}")
+
+
+def _flag_error(e: Exception) -> str:
+  """What ml_collections has to say, without its wrapping."""
+  while len(e.args) == 1 and isinstance(e.args[0], Exception):
+    e = e.args[0]
+  text = str(e.args[0] if len(e.args) == 1 else e).strip() or type(e).__name__
+  if isinstance(e, (KeyError, AttributeError)):
+    return f"--config has no key {text}"
+  # Where it prints a traceback, the last line says what is wrong.
+  return text.splitlines()[-1] if "Traceback" in text else text
+
+
 # ---------------------------------------------------------------------------------------- config
 
 

@@ -444,17 +444,6 @@ def write_pictures(
 # ------------------------------------------------------------------------------------------- main
 
 
-def flag_error(e: Exception) -> str:
-  """What ml_collections has to say, without its wrapping."""
-  while len(e.args) == 1 and isinstance(e.args[0], Exception):
-    e = e.args[0]
-  text = str(e.args[0] if len(e.args) == 1 else e).strip() or type(e).__name__
-  if isinstance(e, (KeyError, AttributeError)):
-    return f"--config has no key {text}"
-  # Where it prints a traceback, the last line says what is wrong.
-  return text.splitlines()[-1] if "Traceback" in text else text
-
-
 def main(argv: list[str] | None = None) -> int:
   """The command line; returns the exit code."""
   import sys
@@ -463,17 +452,8 @@ def main(argv: list[str] | None = None) -> int:
   config_flags.DEFINE_config_file("config", None, "FILE.py:args", flag_values=values)
   flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
   flags.DEFINE_bool("force_config", False, "use a workdir of another config", flag_values=values)
-  try:
-    rest = values(argv or sys.argv)
-    if values["config"].value is not None:
-      values["config"].value.to_dict()  # a file that is not there is noticed only now
-  except Exception as e:  # a config file may raise anything
-    raise UserError(flag_error(e)) from None
-  if len(rest) > 1:
-    raise UserError(f"unknown argument {rest[1]!r}; flags are --config, --workdir, --force_config")
-  for name in ("config", "workdir"):
-    if values[name].value is None:
-      raise UserError(f"--{name} is missing; --config configs/NAME.py[:args] --workdir DIR")
+  usage = "--config configs/NAME.py[:args] --workdir DIR"
+  config_lib.parse_flags(values, argv or sys.argv, usage, needed=("config", "workdir"))
   logging.basicConfig(level=logging.INFO, format="%(message)s")
   logging.getLogger("absl").setLevel(logging.WARNING)
   began = time.time()

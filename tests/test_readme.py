@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from big_vision_like.config import UserError
-from tools import methods_table
+from tools import methods_table, ops, readme
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -29,12 +29,23 @@ An afterthought.
 """
 
 
+def methods(text, rows):
+  return readme.filled(text, rows, methods_table.BEGIN, methods_table.END)
+
+
 def test_table_is_not_stale():
-  readme = (ROOT / "README.md").read_text()
-  current = methods_table.filled(readme, methods_table.table(ROOT / "configs"))
-  assert readme == current, "run python -m tools.methods_table"
+  text = (ROOT / "README.md").read_text()
+  current = methods(text, methods_table.table(ROOT / "configs"))
+  assert text == current, "run python -m tools.methods_table"
   for file in (ROOT / "configs").glob("[a-z]*.py"):
-    assert file.stem == "common" or f"| {file.stem} | [" in readme
+    assert file.stem == "common" or f"| {file.stem} | [" in text
+
+
+def test_ops_are_not_stale():
+  text = (ROOT / "README.md").read_text()
+  if ops.BEGIN in text:
+    current = readme.filled(text, ops.table(), ops.BEGIN, ops.END)
+    assert text == current, "run python -m tools.ops --readme"
 
 
 def test_header():
@@ -56,9 +67,9 @@ def test_row(tmp_path):
   assert row.startswith(
     "| a_net | [Some Net](https://arxiv.org/abs/1234.56789) | `configs/a_net.py` | `python -m "
   )
-  readme = f"a\n{methods_table.BEGIN}\nold\n{methods_table.END}\nb\n"
-  new = methods_table.filled(readme, "rows")
-  assert new == readme.replace("old", "rows") == methods_table.filled(new, "rows")
+  text = f"a\n{methods_table.BEGIN}\nold\n{methods_table.END}\nb\n"
+  new = methods(text, "rows")
+  assert new == text.replace("old", "rows") == methods(new, "rows")
 
 
 @pytest.mark.parametrize(

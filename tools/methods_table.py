@@ -11,8 +11,9 @@ import re
 from typing import NamedTuple
 
 from big_vision_like.config import UserError, run_main
+from tools import readme
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = readme.ROOT
 BEGIN = "<!-- methods: written by python -m tools.methods_table -->"
 END = "<!-- end of methods -->"
 HEAD = "| method | paper | config | command | score |\n|---|---|---|---|---|"
@@ -73,36 +74,16 @@ def table(folder: pathlib.Path) -> str:
     header = parse(ast.get_docstring(ast.parse(file.read_text())) or "", where)
     link = f"[{header.name}](https://arxiv.org/abs/{header.arxiv})" if header.arxiv else header.name
     commands = ", then ".join(f"`{c}`" for c in header.commands)
-    cells = [file.stem, link, f"`{where}`", commands, header.score]
-    rows.append("| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |")
+    rows.append(readme.row(file.stem, link, f"`{where}`", commands, header.score))
   return "\n".join(rows)
-
-
-def filled(readme: str, rows: str) -> str:
-  """`readme` with `rows` between its markers.
-
-  Raises:
-    UserError: the markers are not there, each once and in order.
-  """
-  begin, end = readme.find(BEGIN), readme.find(END)
-  if readme.count(BEGIN) != 1 or readme.count(END) != 1 or begin > end:
-    raise UserError(f"README.md needs the line {BEGIN!r} and then {END!r}, each once")
-  return f"{readme[:begin]}{BEGIN}\n{rows}\n{readme[end:]}"
 
 
 def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if stale")
   args = parser.parse_args(argv)
-  file = ROOT / "README.md"
-  old = file.read_text()
-  new = filled(old, table(ROOT / "configs"))
-  if args.check:
-    if old != new:
-      print("README.md's table of methods is stale; run python -m tools.methods_table")
-    return int(old != new)
-  file.write_text(new)
-  return 0
+  stale = "table of methods is stale; run python -m tools.methods_table"
+  return readme.write(ROOT, table(ROOT / "configs"), BEGIN, END, stale=stale, check=args.check)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,13 @@ def describe(error: Exception, source: str, index: int) -> Bad:
 
 
 class Counter:
-  """Counts bad examples by kind, logs them, and ends the run when they are too many."""
+  """Counts bad examples by kind, logs them, and ends the run when they are too many.
 
-  def __init__(self, max_fraction: float):
-    self.max_fraction = max_fraction
+  `setting` is where the user gave `max_fraction`.
+  """
+
+  def __init__(self, max_fraction: float, setting: str = "input.max_bad_fraction"):
+    self.max_fraction, self.setting = max_fraction, setting
     self.seen = 0
     self.kinds: collections.Counter[str] = collections.Counter()
 
@@ -80,7 +83,7 @@ class Counter:
     bad = self.kinds.total()
     if last is not None and bad > self.max_fraction * max(self.seen, ALWAYS_SEEN):
       raise UserError(
-        f"{bad} of {self.seen} examples are bad ({self}), more than input.max_bad_fraction = "
+        f"{bad} of {self.seen} examples are bad ({self}), more than {self.setting} = "
         f"{self.max_fraction}; the last: {last}"
       )
 

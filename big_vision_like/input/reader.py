@@ -147,7 +147,7 @@ class Reader:
     for p in np.unique(part).tolist():
       rows = np.flatnonzero(part == p)
       indices = index[rows].tolist()
-      for row, i, raw in zip(rows.tolist(), indices, _read(self.sources[p], indices)):
+      for row, i, raw in zip(rows.tolist(), indices, read_together(self.sources[p], indices)):
         out[row] = self._good(p, i, int(at[row]), raw, found)
     return out
 
@@ -184,7 +184,7 @@ def _packer(spec: str) -> Any:
   return packing.build(spec, "config.input.pack")
 
 
-def _read(source: Source, indices: list[int]) -> list[Example | None]:
+def read_together(source: Source, indices: list[int]) -> list[Example | None]:
   """All at once where the source can; None for what has to be read one by one."""
   together = getattr(source, "__getitems__", None)
   if together is None or len(indices) == 1:

@@ -15,7 +15,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from big_vision_like.config import UserError, run_main
+from big_vision_like.config import parse_flags, run_main
 from tools.plan import chips
 
 
@@ -29,26 +29,16 @@ def main(argv: list[str] | None = None) -> int:
   flags.DEFINE_bool("search", False, "rank meshes, remat, batch sizes", flag_values=values)
   flags.DEFINE_integer("top", 3, "how many of --search to compile", flag_values=values)
   prepare()
-  from big_vision_like import train as trainer
   from tools.plan import aot, report, search
 
   argv = argv or sys.argv
   if {"--help", "-h"} & set(argv[1:]):
     print(__doc__)
     return 0
-  try:
-    rest = values(argv)
-    if values["config"].value is not None:
-      values["config"].value.to_dict()  # a file that is not there is noticed only now
-  except Exception as e:  # a config file may raise anything
-    raise UserError(trainer.flag_error(e)) from None
+  usage = "--config configs/NAME.py[:args] --topology v5e:16x16"
+  parse_flags(values, argv, usage, needed=("config", "topology"))
   names = ("config", "topology", "slices", "json", "search", "top")
-  if len(rest) > 1:
-    raise UserError(f"unknown argument {rest[1]!r}; flags are --{', --'.join(names)}")
   config, name, slices, as_json, searching, top = (values[n].value for n in names)
-  for key, value in (("config", config), ("topology", name)):
-    if value is None:
-      raise UserError(f"--{key} is missing; --config configs/NAME.py[:args] --topology v5e:16x16")
   topology = chips.parse(name, slices)
   simulate(topology)
   devices = None if topology.chip.kind == "gpu" else chips.devices(topology)

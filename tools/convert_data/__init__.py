@@ -1,0 +1,1 @@
+"""Data sets from any source into shards: `python -m tools.convert_data`."""

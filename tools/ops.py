@@ -1,0 +1,120 @@
+"""What `config.input` can name: python -m tools.ops [NAME] [--sources] [--readme [--check]]
+
+All ops with their arguments, first line and file; or, with NAME, the whole docstring of the op,
+source, packer or op of `config.augment` of that name. `--sources` lists sources and packers.
+`--readme` writes the ops into README.md; with `--check` it only says whether they are current
+(exit code 1 where not).
+"""
+
+import argparse
+import importlib.util
+import inspect
+import pathlib
+from collections.abc import Callable
+
+from big_vision_like.config import UserError, run_main, unknown
+from big_vision_like.input import ops, sources
+from tools import readme
+
+BEGIN = "<!-- ops: written by python -m tools.ops --readme -->"
+END = "<!-- end of ops -->"
+HEAD = "| op | what it does | file |\n|---|---|---|"
+PACKING = "big_vision_like.input.packing"
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("name", nargs="?", help="one op, source or packer, with its whole docstring")
+  parser.add_argument("--sources", action="store_true", help="list sources and packers instead")
+  parser.add_argument("--readme", action="store_true", help="write the ops into README.md")
+  parser.add_argument("--check", action="store_true", help="with --readme: write nothing")
+  args = parser.parse_args(argv)
+  if args.check and not args.readme:
+    raise UserError("--check is for --readme")
+  if args.readme:
+    stale = "table of ops is stale; run python -m tools.ops --readme"
+    return readme.write(readme.ROOT, table(), BEGIN, END, stale=stale, check=args.check)
+  if args.name:
+    print(found(args.name))
+  elif args.sources:
+    print(listed(known_sources()), listed(packers()), sep="\n\n")
+  else:
+    print(listed(known_ops()))
+  return 0
+
+
+def known_ops() -> dict[str, Callable]:
+  """The ops of `config.input.pp`, file by file."""
+  return sources.functions(ops.MODULES)
+
+
+def known_sources() -> dict[str, Callable]:
+  """What `config.input.source` can name."""
+  return sources.functions(sources.MODULES)
+
+
+def packers() -> dict[str, Callable]:
+  """What `config.input.pack` can name."""
+  if importlib.util.find_spec(PACKING) is None:
+    return {}
+  return dict(importlib.import_module(PACKING).PACKERS)
+
+
+def signature(name: str, fn: Callable) -> str:
+  """`resize(height, width=None, method='bilinear')`: defaults, no types."""
+  parameters = inspect.signature(fn).parameters.values()
+  plain = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
+  return f"{name}{inspect.Signature(plain)}"
+
+
+def first_line(fn: Callable) -> str:
+  """Of its docstring."""
+  return (inspect.getdoc(fn) or "").partition("\n")[0]
+
+
+def place(fn: Callable) -> str:
+  """Its file, from the root of the project."""
+  return str(pathlib.Path(inspect.getfile(fn)).relative_to(readme.ROOT))
+
+
+def listed(functions: dict[str, Callable]) -> str:
+  """For a terminal."""
+  return "\n".join(
+    f"{signature(name, fn)}  [{place(fn)}]\n    {first_line(fn)}" for name, fn in functions.items()
+  )
+
+
+def table() -> str:
+  """The rows of README.md, with their head."""
+  rows = [
+    readme.row(f"`{signature(name, fn)}`", first_line(fn), pathlib.Path(place(fn)).name)
+    for name, fn in known_ops().items()
+  ]
+  return "\n".join([HEAD, *rows])
+
+
+def found(name: str) -> str:
+  """Everything of that name, with its docstring.
+
+  Raises:
+    UserError: there is nothing.
+  """
+  from big_vision_like import augment
+
+  kinds = {
+    "op": known_ops(),
+    "source": known_sources(),
+    "packer": packers(),
+    "op of config.augment": augment.OPS,
+  }
+  if not any(name in functions for functions in kinds.values()):
+    raise unknown("op or source", name, [n for functions in kinds.values() for n in functions])
+  return "\n\n".join(
+    f"{signature(name, fn[name])}  ({kind}, {place(fn[name])})\n\n{inspect.getdoc(fn[name])}"
+    for kind, fn in kinds.items()
+    if name in fn
+  )
+
+
+if __name__ == "__main__":
+  run_main(main)

@@ -1,0 +1,1 @@
+"""A contact sheet of what a config trains on: `python -m tools.show_input`."""
