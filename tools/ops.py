@@ -7,19 +7,17 @@ source, packer or op of `config.augment` of that name. `--sources` lists sources
 """
 
 import argparse
-import importlib.util
 import inspect
 import pathlib
 from collections.abc import Callable
 
 from big_vision_like.config import UserError, run_main, unknown
-from big_vision_like.input import ops, sources
+from big_vision_like.input import ops, packing, sources
 from tools import readme
 
 BEGIN = "<!-- ops: written by python -m tools.ops --readme -->"
 END = "<!-- end of ops -->"
 HEAD = "| op | what it does | file |\n|---|---|---|"
-PACKING = "big_vision_like.input.packing"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,9 +53,7 @@ def known_sources() -> dict[str, Callable]:
 
 def packers() -> dict[str, Callable]:
   """What `config.input.pack` can name."""
-  if importlib.util.find_spec(PACKING) is None:
-    return {}
-  return dict(importlib.import_module(PACKING).PACKERS)
+  return dict(packing.PACKERS)
 
 
 def signature(name: str, fn: Callable) -> str:

@@ -40,8 +40,6 @@ def reading(pp: str, augmented: str = "") -> Reading:
   known = functions(ops.MODULES)
   calls = [(known[c.name], c) for c in parse_spec(pp, "pp")]
   calls += [(augment.OPS[c.name], c) for c in parse_spec(augmented, "config.augment")]
-  # One who has not merged names yet has SentencePiece alone.
-  by_name = getattr(tokenizers, "by_name", tokenizers.sentencepiece)
   out = Reading({}, {})
   for fn, (name, args, kwargs) in calls:
     bound = inspect.signature(fn).bind(*args, **kwargs)
@@ -58,7 +56,7 @@ def reading(pp: str, augmented: str = "") -> Reading:
         if a["source"] in had:
           had[a["target"]] = had[a["source"]]
     elif {"model", "key"} <= a.keys():
-      out.tokenizer[a["key"]] = by_name(a["model"], a.get("vocab_size"))
+      out.tokenizer[a["key"]] = tokenizers.by_name(a["model"], a.get("vocab_size"))
   return out
 
 
