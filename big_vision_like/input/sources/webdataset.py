@@ -21,6 +21,8 @@ from big_vision_like.input import fields, paths, tar
 from big_vision_like.input.bad import BadExample
 
 WHERE = "source webdataset"
+INDEX = "webdataset-1"
+"""In the names of indices; another number where what they hold changes."""
 OPEN_FILES = 256
 GZIP = 31
 """zlib's number for the format."""
@@ -143,7 +145,7 @@ class _RemoteShards(_Shards):
     merged = _neighbours(sorted(spans))
     fs, _ = paths.filesystem(self.shards[0].file, WHERE)
     files, starts, stops = (list(x) for x in zip(*merged)) if merged else ([], [], [])
-    read = fs.cat_ranges([fs._strip_protocol(f) for f in files], starts, stops)
+    read = fs.cat_ranges([paths.filesystem(f, WHERE)[1] for f in files], starts, stops)
     return [self._example(*f, merged, read) for f in found]
 
   def _wanted(self, shard: _Shard, i: int) -> tuple[_Shard, int, list[list[int]]]:
@@ -282,7 +284,7 @@ def webdataset(
   files = paths.expand(pattern, WHERE, allow_missing_shards=allow_missing_shards)
   plain = [_plain(f, cache) for f in files]
   index = lambda file: tar.index_samples(file, WHERE)
-  found = paths.cached_index(plain, index, "webdataset", WHERE, cache)
+  found = paths.cached_index(plain, index, INDEX, WHERE, cache)
   shards = [_Shard(*args) for args in zip(files, plain, found)]
   known = {"key"} | {field for shard in shards for field, _ in shard.fields}
   for key in keys:
