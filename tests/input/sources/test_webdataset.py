@@ -350,6 +350,13 @@ def test_gz(tmp_path, ending):
   assert len(list(elsewhere.glob("*.tar"))) == 1
 
 
+def test_gz_in_several_parts(tmp_path):
+  whole = write(None, pairs(1, 2))
+  parts = [gzip.compress(whole[:3000]), gzip.compress(whole[3000:]), bytes(512)]
+  (tmp_path / "x.tgz").write_bytes(b"".join(parts))
+  assert read(open_source(tmp_path / "x.tgz")) == [expected(1), expected(2)]
+
+
 def test_gz_cut_and_not_gz(tmp_path):
   noise = np.random.default_rng(0).bytes(5000)
   whole = gzip.compress(write(None, [*pairs(1), ("a/002.jpg", noise), ("a/002.txt", b"t")]))
