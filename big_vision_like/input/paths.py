@@ -131,14 +131,20 @@ def expand(
     total = len(out) + len(missing)
     of = f"{len(missing)} of {total} files are missing, " if out or total > 1 else ""
     hint = "; allow_missing_shards=True reads the rest" if out else ""
-    raise UserError(f"{where}: {of}no file {missing[0] if missing else pattern}{hint}")
+    name = missing[0] if missing else str(pattern)
+    matches = "matches " if _is_wild(name) else ""
+    raise UserError(f"{where}: {of}no file {matches}{name}{hint}")
   if missing:
     logging.warning("%s: %d shards are missing, first %s", where, len(missing), missing[0])
   return out
 
 
+def _is_wild(name: str) -> bool:
+  return any(c in name for c in "*?[")
+
+
 def _matches(name: str, where: str) -> list[str]:
-  if not any(c in name for c in "*?["):
+  if not _is_wild(name):
     return [name] if is_file(name, where) else []
   if is_remote(name):
     fs, inner = filesystem(name, where)

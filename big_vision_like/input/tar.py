@@ -5,6 +5,7 @@ Nothing is ever extracted: a name is a name and not a place to write to.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
@@ -171,20 +172,24 @@ def index_samples(file: str, where: str) -> dict[str, np.ndarray]:
     bad for the damage, or -1) and damage (what is wrong).
 
   Raises:
-    UserError: it is no tar file.
+    UserError: it is no tar file, or cannot be read.
   """
+  logging.info("%s: indexing %s", where, file)
   found, damage = [], None
-  with paths.open_file(file, where) as stream:
-    end = stream.seek(0, 2)
-    try:
-      for member in members(stream, end):
-        found.append(member)
-    except Damage as e:
-      damage = e
-      if e.at == 0:
+  try:
+    with paths.open_file(file, where) as stream:
+      end = stream.seek(0, 2)
+      try:
+        for member in members(stream, end):
+          found.append(member)
+      except Damage as e:
+        damage = e
+      if damage and damage.at == 0:
         stream.seek(0)
         start = f"it begins with {stream.read(8)!r}" if end else "it is empty"
-        raise UserError(f"{where}: {file} is not a tar file: {start}") from None
+        raise UserError(f"{where}: {file} is not a tar file: {start}")
+  except OSError as e:
+    raise UserError(f"{where}: {file} cannot be read: {e}") from None
   return _arrays(found, damage)
 
 

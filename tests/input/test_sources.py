@@ -8,6 +8,7 @@ from PIL import Image
 
 from big_vision_like.config import UserError
 from big_vision_like.input import ops, pipeline, sources
+from big_vision_like.input.bad import BadExample
 
 RNG = np.random.default_rng(0)
 
@@ -111,6 +112,21 @@ def test_tfds(tmp_path):
   prepare(tmp_path, "tiny", 0)
   source = sources.open_source(f"tfds(name='{tmp_path}', split='train[50%:]')")
   assert [int(source[i]["label"]) for i in range(len(source))] == [3, 4, 5]
+  together = source.__getitems__([2, 0])
+  assert [int(example["label"]) for example in together] == [5, 3]
   op = ops.build("decode|resize_small(24)|central_crop(20)|standardize")
   image = op(source[0], np.random.default_rng(0))["image"]
   assert image.shape == (20, 20, 3) and image.dtype == np.float32
+
+
+def test_tfds_lacks_files(tmp_path):
+  prepare(tmp_path, "tiny", 0)
+  [file] = tmp_path.glob("*.array_record*")
+  source = sources.open_source(f"tfds(name='{tmp_path}')")
+  file.unlink()
+  with pytest.raises(BadExample) as error:
+    source[0]
+  assert error.value.kind == "missing file"
+  for missing in (False, True):  # not even then: there is nothing else
+    with pytest.raises(UserError, match="1 of 1 files are missing"):
+      sources.open_source(f"tfds(name='{tmp_path}', allow_missing_shards={missing})")

@@ -81,7 +81,7 @@ def image_folder(path: str, classes: Sequence[str] = (), cache: str = "") -> _Im
   wanted = (classes,) if isinstance(classes, str) else tuple(classes)
   if paths.is_remote(root):
     files = sorted(n.split("/") for n in paths.listed(root, WHERE, IMAGES))
-    found = _arrays(f for f in files if len(f) > 1 and not any(n.startswith(".") for n in f))
+    found = _arrays(f for f in files if len(f) > 1 and not any(n[0] == "." for n in f))
   else:
     found = _of_disk(root, cache)
   known = json.loads(str(found["classes"]))
@@ -133,10 +133,11 @@ def _time(root: str, folder: str) -> int:
 def _walk(root: str, at: list[str], folders: list[tuple[str, int]]) -> Iterator[list[str]]:
   """Parts of the paths of all images below `root/at`, sorted; appends to `folders`."""
   folders.append(("/".join(at), _time(root, "/".join(at))))
-  with os.scandir(os.path.join(root, *at)) as entries:
-    found = sorted(
-      (e.name, e.is_dir(follow_symlinks=False)) for e in entries if not e.name.startswith(".")
-    )
+  try:
+    with os.scandir(os.path.join(root, *at)) as entries:
+      found = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in entries if e.name[0] != ".")
+  except OSError as e:
+    raise UserError(f"{WHERE}: {root} cannot be listed: {e}") from None
   for name, is_folder in found:
     if is_folder:
       yield from _walk(root, [*at, name], folders)

@@ -2,28 +2,24 @@
 
 import bisect
 import functools
-import hashlib
 import itertools
 import json
 import logging
 import os
-import pathlib
-import tempfile
 import weakref
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from big_vision_like.config import UserError, unknown
-from big_vision_like.input import fields, paths, tar
+from big_vision_like.config import unknown
+from big_vision_like.input import fields, paths, tar, unpacked
 from big_vision_like.input.bad import BadExample
 
 WHERE = "source webdataset"
+INDEX = "webdataset-1"
+"""In the names of indices; another number where what they hold changes."""
 OPEN_FILES = 256
-GZIP = 31
-"""zlib's number for the format."""
 GAP = 1 << 16
 """Bytes between two members that are rather read than left out by another read."""
 AT_ONCE = 1 << 24
@@ -143,7 +139,7 @@ class _RemoteShards(_Shards):
     merged = _neighbours(sorted(spans))
     fs, _ = paths.filesystem(self.shards[0].file, WHERE)
     files, starts, stops = (list(x) for x in zip(*merged)) if merged else ([], [], [])
-    read = fs.cat_ranges([fs._strip_protocol(f) for f in files], starts, stops)
+    read = fs.cat_ranges([paths.filesystem(f, WHERE)[1] for f in files], starts, stops)
     return [self._example(*f, merged, read) for f in found]
 
   def _wanted(self, shard: _Shard, i: int) -> tuple[_Shard, int, list[list[int]]]:
@@ -202,44 +198,6 @@ def _parts(members: list, spans: list[tuple[int, int]], read: list[bytes]) -> li
   return out
 
 
-def _plain(path: str, cache: str) -> str:
-  """The file itself; of a compressed one its decompressed copy in the cache folder."""
-  if not path.endswith((".gz", ".tgz")):
-    return path
-  digest = hashlib.sha256(json.dumps(paths.stamp(path, WHERE)).encode()).hexdigest()[:16]
-  name = path.rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
-  target = paths.cache_folder(cache) / f"{name}.{digest}.tar"
-  if target.exists():
-    return str(target)
-  try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as out:
-      _decompress(path, out)
-    os.replace(out.name, target)
-  except OSError as e:
-    raise UserError(f"{WHERE}: {path} cannot be decompressed to {target.parent}: {e}") from None
-  return str(target)
-
-
-def _decompress(path: str, out: Any) -> None:
-  """All of a gzip file or, where it is damaged, what comes before that."""
-  unpack, damage = zlib.decompressobj(GZIP), ""
-  with paths.open_file(path, WHERE) as file:
-    try:
-      while data := file.read(1 << 14):  # of the piece that is damaged nothing is left
-        out.write(unpack.decompress(data))
-        while unpack.eof and unpack.unused_data.strip(b"\0"):  # several in one file
-          data, unpack = unpack.unused_data, zlib.decompressobj(GZIP)
-          out.write(unpack.decompress(data))
-    except zlib.error as e:
-      damage = str(e)
-  if not (out.tell() or unpack.eof):
-    pathlib.Path(out.name).unlink()
-    raise UserError(f"{WHERE}: {path} is not a gzip file: {damage or 'it is cut'}")
-  if damage or not unpack.eof:
-    logging.warning("%s: %s: %s; what comes before is read", WHERE, path, damage or "it is cut")
-
-
 def webdataset(
   pattern: str | tuple[str, ...],
   allow_missing_shards: bool = False,
@@ -280,9 +238,9 @@ def webdataset(
   """
   keys = (keys,) if isinstance(keys, str) else tuple(keys)
   files = paths.expand(pattern, WHERE, allow_missing_shards=allow_missing_shards)
-  plain = [_plain(f, cache) for f in files]
+  plain = unpacked.plain(files, WHERE, cache)
   index = lambda file: tar.index_samples(file, WHERE)
-  found = paths.cached_index(plain, index, "webdataset", WHERE, cache)
+  found = paths.cached_index(plain, index, INDEX, WHERE, cache)
   shards = [_Shard(*args) for args in zip(files, plain, found)]
   known = {"key"} | {field for shard in shards for field, _ in shard.fields}
   for key in keys:

@@ -350,6 +350,13 @@ def test_gz(tmp_path, ending):
   assert len(list(elsewhere.glob("*.tar"))) == 1
 
 
+def test_gz_in_several_parts(tmp_path):
+  whole = write(None, pairs(1, 2))
+  parts = [gzip.compress(whole[:3000]), gzip.compress(whole[3000:]), bytes(512)]
+  (tmp_path / "x.tgz").write_bytes(b"".join(parts))
+  assert read(open_source(tmp_path / "x.tgz")) == [expected(1), expected(2)]
+
+
 def test_gz_cut_and_not_gz(tmp_path):
   noise = np.random.default_rng(0).bytes(5000)
   whole = gzip.compress(write(None, [*pairs(1), ("a/002.jpg", noise), ("a/002.txt", b"t")]))
@@ -387,6 +394,25 @@ def test_elsewhere(tmp_path):
   finally:
     fs.rm("/shards", recursive=True)
     fs.rm("/gz", recursive=True)
+
+
+def test_bad_samples_are_counted_and_replaced(tmp_path):
+  fs = pytest.importorskip("fsspec").filesystem("memory")
+  numbers = range(120)
+  members = [*pairs(*numbers[:60]), ("y.txt", b"\xff"), *pairs(*numbers[60:]), ("../x.txt", b"x")]
+  fs.pipe_file("/counted/x.tar", write(tmp_path / "x.tar", members))
+  try:
+    rows = []
+    for source in (f"{tmp_path}/x.tar", "memory://counted/x.tar"):
+      cfg = dict(source=f"webdataset({source!r})", pp="keep(text)", max_bad_fraction=0.05)
+      stream = pipeline.train_batches(cfg, batch_size=61, seed=0, start_step=0)
+      rows.append([list(next(stream)["text"]) for _ in range(2)])
+      assert stream.bad.kinds == {"unsafe path": 1, "not UTF-8": 1}
+      stream.close()
+    assert rows[0] == rows[1]
+    assert {t for batch in rows[0] for t in batch} == {expected(i)["text"] for i in numbers}
+  finally:
+    fs.rm("/counted", recursive=True)
 
 
 def test_members_far_apart_are_read_alone(tmp_path):
