@@ -3,7 +3,7 @@
 import functools
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,18 +59,58 @@ def jpeg_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int] | No
   return height, width
 
 
-def decode_jpeg(data: bytes, size: tuple[int, int], factor: int = 1) -> np.ndarray:
-  """RGB of a JPEG of that `jpeg_size`, both sides divided by `factor` (1, 2, 4, 8), rounded up."""
+def decode_jpeg(
+  data: bytes, size: tuple[int, int], factor: int = 1, bottom: int | None = None
+) -> np.ndarray:
+  """RGB of a JPEG of that `jpeg_size`, both sides divided by `factor` (1, 2, 4, 8), rounded up.
+
+  With `bottom`, rows below that one (of the whole picture) may be missing from the result.
+  """
   import simplejpeg
 
-  height, width = (-(-s // factor) for s in size)
+  rows = None if bottom is None or cut_off(data) else _upper_rows(data, size[0], bottom)
+  height, width = (-(-s // factor) for s in (rows.height if rows else size[0], size[1]))
   try:
-    return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+    return simplejpeg.decode_jpeg(
+      rows.data if rows else data,
+      "RGB",
+      min_height=height,
+      min_width=width,
+      strict=rows is None,  # libjpeg would warn about the rows that are left over
+    )
   except ValueError:  # libjpeg has warned: PIL tells what is tolerable from what is broken
     with opened(data) as picture:
       if factor > 1:
         picture.draft("RGB", (size[1] // factor, size[0] // factor))
       return _pixels(picture, data, 3)
+
+
+class _Rows(NamedTuple):
+  data: bytes
+  height: int
+
+
+def _upper_rows(data: bytes, height: int, bottom: int) -> _Rows | None:
+  """The same JPEG with a header that says it ends soon below row `bottom`: less to decode.
+
+  None where nothing is saved, or the file is not of one baseline scan of all components. One more
+  row of blocks, of at most 16 pixels, is kept, since chroma is interpolated across its border.
+  """
+  shorter = (-(-bottom // 16) + 1) * 16
+  at, frame = 2, 0
+  while shorter < height and at + 10 < len(data) and data[at] == 0xFF:
+    marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+    if marker == 0xDA:  # start of scan
+      if not frame or data[at + 4] != data[frame + 9]:
+        return None
+      head = data[: frame + 5] + shorter.to_bytes(2, "big")
+      return _Rows(head + data[frame + 7 :], shorter)
+    if marker in (0xC0, 0xC1):  # baseline or extended, Huffman
+      frame = at
+    elif 0xC2 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+      return None  # progressive and others
+    at += 2 + length
+  return None
 
 
 def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
@@ -156,13 +196,14 @@ def _narrow(image: np.ndarray) -> np.ndarray:
   return ((np.clip(image, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _broken(data: bytes, error: Exception) -> BadExample:
-  """A file that is cut off lacks its end; all else is unreadable."""
-  cut = "truncated" in str(error)
+def cut_off(data: bytes) -> bool:
+  """Whether the end is missing that files of this format have."""
   for magic, (end, tail) in ENDS.items():
     if data.startswith(magic):
-      cut = end not in data[-tail:]
-  if data[:4] == b"RIFF":
-    cut = len(data) < 8 + int.from_bytes(data[4:8], "little")
-  kind = "truncated image" if cut else "unreadable image"
-  return BadExample(kind, f"{len(data)} bytes, {type(error).__name__}: {error}")
+      return end not in data[-tail:]
+  return data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little")
+
+
+def _broken(data: bytes, error: Exception) -> BadExample:
+  kind = "truncated" if cut_off(data) or "truncated" in str(error) else "unreadable"
+  return BadExample(f"{kind} image", f"{len(data)} bytes, {type(error).__name__}: {error}")

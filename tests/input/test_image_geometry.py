@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from big_vision_like.config import UserError
-from big_vision_like.input import ops, pixels
+from big_vision_like.input import decoding, ops, pixels
 
 
 def image(height=41, width=57, channels=3, seed=0):
@@ -140,10 +140,10 @@ def test_sides():
 # --------------------------------------------------------------------------- crops, mirrors, boxes
 
 
-def jpeg(height, width):
+def jpeg(height, width, **options):
   smooth = pixels.resized(image(9, 12), (height, width), "bicubic")
   out = io.BytesIO()
-  Image.fromarray(smooth).save(out, "JPEG", quality=95)
+  Image.fromarray(smooth).save(out, "JPEG", **{"quality": 95, **options})
   return out.getvalue()
 
 
@@ -170,15 +170,35 @@ def test_fused_crop_of_a_large_picture_shows_the_same(seed):
 
 
 def test_fused_crop_decodes_at_a_scale(monkeypatch):
-  from big_vision_like.input import decoding
-
   factors, original = [], decoding.decode_jpeg
   monkeypatch.setattr(
-    decoding, "decode_jpeg", lambda d, s, f: factors.append(f) or original(d, s, f)
+    decoding, "decode_jpeg", lambda d, s, f, bottom: factors.append(f) or original(d, s, f, bottom)
   )
   for size in (400, 399, 201, 200, 100, 50, 10):
     run(f"decode_random_resized_crop({size}, area=(1.0, 1.0), ratio=(1.0, 1.0))", jpeg(400, 400))
   assert factors == [1, 1, 1, 2, 4, 8, 8]
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    dict(subsampling=0),
+    dict(subsampling=1),
+    dict(progressive=True),
+    dict(restart_marker_rows=2),
+  ],
+)
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_upper_rows_are_those_of_the_whole(options, factor):
+  data = jpeg(200, 131, **options)
+  whole = decoding.decode_jpeg(data, (200, 131), factor)
+  for bottom in (1, 15, 16, 17, 100, 167, 168, 169, 200):
+    part = decoding.decode_jpeg(data, (200, 131), factor, bottom)
+    rows = -(-bottom // factor)
+    np.testing.assert_array_equal(part[:rows], whole[:rows])
+    if bottom < 168 and "progressive" not in options:
+      assert len(part) < len(whole)
 
 
 def test_fused_crop_of_a_png():

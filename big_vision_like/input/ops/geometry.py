@@ -73,10 +73,11 @@ def decode_random_resized_crop(
 ):
   """`decode|random_resized_crop` in one, with the same draws: large JPEGs are decoded smaller.
 
-  The box is drawn from the header's size. A JPEG is then decoded at the smallest of 1, 1/2, 1/4,
-  1/8 at which the box is still at least height x width, so that it is only ever scaled down; at 1
-  the result is that of the two ops, below it differs as libjpeg's scaling differs from `method`.
-  Other formats and arrays are decoded whole. Always three channels.
+  The box is drawn from the header's size. A JPEG is then decoded down to the box's last row, at
+  the smallest of 1, 1/2, 1/4, 1/8 of its size at which the box is still at least height x width,
+  so that it is only ever scaled down. At 1 the result is that of the two ops; below, it differs as
+  libjpeg's scaling differs from `method`. Other formats and arrays are decoded whole. Always three
+  channels.
   """
   size = size_of("decode_random_resized_crop", height, width)
   method_of("decode_random_resized_crop", method)
@@ -91,7 +92,7 @@ def decode_random_resized_crop(
     top, left, h, w = inception_box(jpeg or image.shape[:2], rng, area, ratio)
     if jpeg:
       factor = decoding.shrinkage(min(h / size[0], w / size[1]), 1)
-      image = decoding.decode_jpeg(data, jpeg, factor)
+      image = decoding.decode_jpeg(data, jpeg, factor, bottom=top + h)
       if factor > 1:
         return resized_box(image, tuple(v / factor for v in (top, left, h, w)), size, method)
     return resized(image[top : top + h, left : left + w], size, method)
