@@ -35,7 +35,7 @@ def test_lists(capsys):
 def test_one(capsys):
   assert ops.main(["multi_crop"]) == 0
   out = capsys.readouterr().out
-  assert "(op, big_vision_like/input/ops/image.py)" in out and "[num_local, s, s, C]" in out
+  assert "(op, big_vision_like/input/ops/geometry.py)" in out and "[num_local, s, s, C]" in out
   assert ops.main(["digits"]) == 0 and "(source, " in capsys.readouterr().out
   assert ops.main(["mixup"]) == 0 and "(op of config.augment, " in capsys.readouterr().out
   with pytest.raises(UserError, match="did you mean multi_crop"):
@@ -46,12 +46,12 @@ def test_readme(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(readme, "ROOT", tmp_path)
   monkeypatch.setattr(ops, "place", lambda fn: "a/b.py")
   file = tmp_path / "README.md"
-  file.write_text(f"before\n{ops.BEGIN}\nold\n{ops.END}\nafter\n")
+  file.write_text(f"before\n{ops.BEGIN}\nstale row\n{ops.END}\nafter\n")
   assert ops.main(["--readme", "--check"]) == 1
   assert "is stale; run python -m tools.ops --readme" in capsys.readouterr().out
   assert ops.main(["--readme"]) == 0 and ops.main(["--readme", "--check"]) == 0
   text = file.read_text()
-  assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+  assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale row" not in text
   assert all(f"| `{name}(" in text for name in OPS)
   with pytest.raises(UserError, match="--check is for --readme"):
     ops.main(["--check"])

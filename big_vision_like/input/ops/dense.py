@@ -9,8 +9,8 @@ from big_vision_like.config import Call, UserError, parse_spec, unknown
 from big_vision_like.input.bad import BadExample
 from big_vision_like.input.randomness import generator
 
-_RANDOM = ("random_crop", "random_resized_crop", "random_place", "flip_lr")
-_GEOMETRY = (*_RANDOM, "resize", "resize_small", "central_crop", "pad")
+_RANDOM = ("random_crop", "random_resized_crop", "random_place", "flip_lr", "flip_ud")
+_GEOMETRY = (*_RANDOM, "resize", "resize_small", "resize_long", "central_crop", "pad")
 
 
 def _values(data: bytes, what: str) -> np.ndarray:
@@ -75,8 +75,8 @@ def jointly(spec: str, keys: tuple[str, ...] = ("image", "depth", "segmentation"
   by the method of the op, all other keys by nearest neighbour: ids and depths are not interpolated.
 
   Args:
-    spec: of random_crop, random_resized_crop, random_place, flip_lr, resize, resize_small,
-      central_crop and pad.
+    spec: of random_crop, random_resized_crop, random_place, flip_lr, flip_ud, resize, resize_small,
+      resize_long, central_crop and pad.
     keys: arrays [H, W, C] of equal H and W; those that the example lacks are left out.
 
   Raises:
@@ -111,9 +111,9 @@ def jointly(spec: str, keys: tuple[str, ...] = ("image", "depth", "segmentation"
 
 def _nearest(call: Call) -> Call:
   """The same op with method nearest, where it has a method."""
-  from big_vision_like.input.ops import image
+  from big_vision_like.input.ops import MODULES, functions
 
-  parameters = list(inspect.signature(getattr(image, call.name)).parameters)
+  parameters = list(inspect.signature(functions(MODULES)[call.name]).parameters)
   if "method" not in parameters:
     return call
   args = call.args[: parameters.index("method")]
