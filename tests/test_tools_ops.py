@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 from big_vision_like.config import UserError
+from big_vision_like.input import schema
 from tools import ops, readme
 
 OPS, SOURCES, PACKERS = ops.known_ops(), ops.known_sources(), ops.packers()
@@ -48,11 +49,11 @@ def test_readme(monkeypatch, tmp_path, capsys):
   file = tmp_path / "README.md"
   file.write_text(f"before\n{ops.BEGIN}\nstale row\n{ops.END}\nafter\n")
   assert ops.main(["--readme", "--check"]) == 1
-  assert "is stale; run python -m tools.ops --readme" in capsys.readouterr().out
+  assert "are stale; run python -m tools.ops --readme" in capsys.readouterr().out
   assert ops.main(["--readme"]) == 0 and ops.main(["--readme", "--check"]) == 0
   text = file.read_text()
   assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale row" not in text
-  assert all(f"| `{name}(" in text for name in OPS)
+  assert all(f"`{name}`" in text for name in (*OPS, *SOURCES, *PACKERS, *schema.KEYS))
   with pytest.raises(UserError, match="--check is for --readme"):
     ops.main(["--check"])
   file.write_text("")

@@ -2,8 +2,8 @@
 
 All ops with their arguments, first line and file; or, with NAME, the whole docstring of the op,
 source, packer or op of `config.augment` of that name. `--sources` lists sources and packers.
-`--readme` writes the ops into README.md; with `--check` it only says whether they are current
-(exit code 1 where not).
+`--readme` writes the tables of schema, sources and ops into README.md; with `--check` it only says
+whether they are current (exit code 1 where not).
 """
 
 import argparse
@@ -12,26 +12,25 @@ import pathlib
 from collections.abc import Callable
 
 from big_vision_like.config import UserError, run_main, unknown
-from big_vision_like.input import ops, packing, sources
+from big_vision_like.input import ops, packing, schema, sources
 from tools import readme
 
-BEGIN = "<!-- ops: written by python -m tools.ops --readme -->"
-END = "<!-- end of ops -->"
-HEAD = "| op | what it does | file |\n|---|---|---|"
+BEGIN = "<!-- input: written by python -m tools.ops --readme -->"
+END = "<!-- end of input -->"
 
 
 def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("name", nargs="?", help="one op, source or packer, with its whole docstring")
   parser.add_argument("--sources", action="store_true", help="list sources and packers instead")
-  parser.add_argument("--readme", action="store_true", help="write the ops into README.md")
+  parser.add_argument("--readme", action="store_true", help="write the tables of README.md")
   parser.add_argument("--check", action="store_true", help="with --readme: write nothing")
   args = parser.parse_args(argv)
   if args.check and not args.readme:
     raise UserError("--check is for --readme")
   if args.readme:
-    stale = "table of ops is stale; run python -m tools.ops --readme"
-    return readme.write(readme.ROOT, table(), BEGIN, END, stale=stale, check=args.check)
+    stale = "tables of input are stale; run python -m tools.ops --readme"
+    return readme.write(readme.ROOT, tables(), BEGIN, END, stale=stale, check=args.check)
   if args.name:
     print(found(args.name))
   elif args.sources:
@@ -80,13 +79,19 @@ def listed(functions: dict[str, Callable]) -> str:
   )
 
 
-def table() -> str:
-  """The rows of README.md, with their head."""
-  rows = [
-    readme.row(f"`{signature(name, fn)}`", first_line(fn), pathlib.Path(place(fn)).name)
-    for name, fn in known_ops().items()
-  ]
-  return "\n".join([HEAD, *rows])
+def tables() -> str:
+  """What README.md says of input: the schema, the sources, and the ops by their files."""
+  named = [readme.row(f"`{n}`", first_line(fn)) for n, fn in (known_sources() | packers()).items()]
+  by_file: dict[str, list[str]] = {}
+  for name, fn in known_ops().items():
+    by_file.setdefault(pathlib.Path(place(fn)).name, []).append(f"`{name}`")
+  files = [readme.row(f"`{file}`", ", ".join(names)) for file, names in by_file.items()]
+  return "\n".join(
+    [
+      *(schema.table(), "| source or packer | gives |", "|---|---|", *named),
+      *("", "| file in `input/ops/` | ops |", "|---|---|", *files),
+    ]
+  )
 
 
 def found(name: str) -> str:
