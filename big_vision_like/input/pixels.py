@@ -1,5 +1,6 @@
 """What the ops on images share: checks of their arguments, resizing, boxes of random crops."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -101,12 +102,22 @@ def tf_resized(
   rows, columns = (
     weights(n, m, method, antialias) for n, m in zip(image.shape[:2], size, strict=True)
   )
-  height, width, channels = image.shape
-  x = rows @ image.astype(np.float32).reshape(height, width * channels)
-  x = columns @ x.reshape(-1, width, channels)
-  return np.clip(np.rint(x), 0, 255).astype(np.uint8) if image.dtype == np.uint8 else x
+  x = _product(rows, image.astype(np.float32))
+  x = _product(columns, x.swapaxes(0, 1)).swapaxes(0, 1)
+  return np.clip(np.rint(x), 0, 255).astype(np.uint8, "C") if image.dtype == np.uint8 else x
 
 
+def _product(w: np.ndarray, x: np.ndarray) -> np.ndarray:
+  """w @ x along x's first axis: the few weights of each row, one after the other."""
+  used = w != 0
+  first = used.argmax(1)
+  taps = int((used.shape[1] - used[:, ::-1].argmax(1) - first).max())
+  first = np.minimum(first, w.shape[1] - taps)
+  at = np.arange(len(w))
+  return sum(w[at, first + k][:, None, None] * x[first + k] for k in range(taps))
+
+
+@functools.lru_cache(64)
 def weights(inputs: int, outputs: int, method: str, antialias: bool) -> np.ndarray:
   """float32 [outputs, inputs] of a resize along one axis; every row sums to 1.
 
