@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from big_vision_like.config import UserError, unknown
+from big_vision_like.input.bad import BadExample
 
 METHODS = ("nearest", "bilinear", "bicubic", "lanczos", "area")
 FLAVOURS = ("pil", "tf")
@@ -55,6 +56,13 @@ def method_of(op: str, method: str) -> str:
   if method not in METHODS:
     raise unknown(f"op {op}: method", method, METHODS)
   return method
+
+
+def check_uint8(op: str, key: str, image: Any) -> None:
+  """Ops on colours come before `value_range`."""
+  found = getattr(image, "dtype", type(image).__name__)
+  if found != np.uint8:
+    raise UserError(f"op {op}: {key} is {found}; expected uint8, after decode, before value_range")
 
 
 # ---------------------------------------------------------------------------------------- resizing
@@ -160,7 +168,15 @@ KERNELS = {"bilinear": _triangle, "bicubic": _keys, "lanczos": _lanczos3}
 def check_fits(image: np.ndarray, height: int, width: int) -> None:
   """A crop lies inside its image."""
   if image.shape[0] < height or image.shape[1] < width:
-    raise ValueError(f"image {image.shape} is smaller than the crop {height} x {width}")
+    raise BadExample("image too small", f"{image.shape} for a crop of {height} x {width}")
+
+
+def free_space(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
+  """Rows and columns of a height x width canvas that the image leaves."""
+  free = (height - image.shape[0], width - image.shape[1])
+  if min(free) < 0:
+    raise BadExample("image too large for its canvas", f"{image.shape} for {height} x {width}")
+  return free
 
 
 def inception_box(
