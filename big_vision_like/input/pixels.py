@@ -168,14 +168,16 @@ KERNELS = {"bilinear": _triangle, "bicubic": _keys, "lanczos": _lanczos3}
 def check_fits(image: np.ndarray, height: int, width: int) -> None:
   """A crop lies inside its image."""
   if image.shape[0] < height or image.shape[1] < width:
-    raise BadExample("image too small", f"{image.shape} for a crop of {height} x {width}")
+    message = f"image {image.shape} is smaller than the crop {height} x {width}"
+    raise BadExample("image too small", message)
 
 
 def free_space(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
   """Rows and columns of a height x width canvas that the image leaves."""
   free = (height - image.shape[0], width - image.shape[1])
   if min(free) < 0:
-    raise BadExample("image too large for its canvas", f"{image.shape} for {height} x {width}")
+    message = f"image {image.shape} is larger than {height} x {width}"
+    raise BadExample("image too large for its canvas", message)
   return free
 
 
