@@ -1,5 +1,6 @@
 """What the ops on images share: checks of their arguments, resizing, boxes of random crops."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from big_vision_like.config import UserError, unknown
+from big_vision_like.input.bad import BadExample
 
 METHODS = ("nearest", "bilinear", "bicubic", "lanczos", "area")
 FLAVOURS = ("pil", "tf")
@@ -56,6 +58,13 @@ def method_of(op: str, method: str) -> str:
   return method
 
 
+def check_uint8(op: str, key: str, image: Any) -> None:
+  """Ops on colours come before `value_range`."""
+  found = getattr(image, "dtype", type(image).__name__)
+  if found != np.uint8:
+    raise UserError(f"op {op}: {key} is {found}; expected uint8, after decode, before value_range")
+
+
 # ---------------------------------------------------------------------------------------- resizing
 
 
@@ -101,12 +110,22 @@ def tf_resized(
   rows, columns = (
     weights(n, m, method, antialias) for n, m in zip(image.shape[:2], size, strict=True)
   )
-  height, width, channels = image.shape
-  x = rows @ image.astype(np.float32).reshape(height, width * channels)
-  x = columns @ x.reshape(-1, width, channels)
-  return np.clip(np.rint(x), 0, 255).astype(np.uint8) if image.dtype == np.uint8 else x
+  x = _product(rows, image.astype(np.float32))
+  x = _product(columns, x.swapaxes(0, 1)).swapaxes(0, 1)
+  return np.clip(np.rint(x), 0, 255).astype(np.uint8, "C") if image.dtype == np.uint8 else x
 
 
+def _product(w: np.ndarray, x: np.ndarray) -> np.ndarray:
+  """w @ x along x's first axis: the few weights of each row, one after the other."""
+  used = w != 0
+  first = used.argmax(1)
+  taps = int((used.shape[1] - used[:, ::-1].argmax(1) - first).max())
+  first = np.minimum(first, w.shape[1] - taps)
+  at = np.arange(len(w))
+  return sum(w[at, first + k][:, None, None] * x[first + k] for k in range(taps))
+
+
+@functools.lru_cache(64)
 def weights(inputs: int, outputs: int, method: str, antialias: bool) -> np.ndarray:
   """float32 [outputs, inputs] of a resize along one axis; every row sums to 1.
 
@@ -149,7 +168,17 @@ KERNELS = {"bilinear": _triangle, "bicubic": _keys, "lanczos": _lanczos3}
 def check_fits(image: np.ndarray, height: int, width: int) -> None:
   """A crop lies inside its image."""
   if image.shape[0] < height or image.shape[1] < width:
-    raise ValueError(f"image {image.shape} is smaller than the crop {height} x {width}")
+    message = f"image {image.shape} is smaller than the crop {height} x {width}"
+    raise BadExample("image too small", message)
+
+
+def free_space(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
+  """Rows and columns of a height x width canvas that the image leaves."""
+  free = (height - image.shape[0], width - image.shape[1])
+  if min(free) < 0:
+    message = f"image {image.shape} is larger than {height} x {width}"
+    raise BadExample("image too large for its canvas", message)
+  return free
 
 
 def inception_box(

@@ -236,6 +236,7 @@ def test_randaugment_draws_every_op(monkeypatch):
     ("randaugment(fill=300)", "0 to 255"),
     ("value_range|solarize(1.0)", "before value_range"),
     ("solarize((1.0, 0.0))", "each view"),
+    ("value_range|randaugment", "before value_range"),
   ],
 )
 def test_mistakes(spec, message):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from big_vision_like.config import UserError
 from big_vision_like.input import decoding, ops, pixels
+from big_vision_like.input.bad import BadExample
 
 
 def image(height=41, width=57, channels=3, seed=0):
@@ -222,6 +223,21 @@ def test_pad_centered():
   out = run("pad(6, 8, value=9, centered=True)", x)
   np.testing.assert_array_equal(out[1:4, 2:6], x)
   assert (out[0] == 9).all() and (out[4:] == 9).all() and (out[:, :2] == 9).all()
+
+
+@pytest.mark.parametrize(
+  "spec, kind",
+  [
+    ("central_crop(42)", "image too small"),
+    ("random_crop(20, 60)", "image too small"),
+    ("pad(40, 60)", "image too large for its canvas"),
+    ("random_place(50, 50)", "image too large for its canvas"),
+  ],
+)
+def test_images_that_do_not_fit_are_bad(spec, kind):
+  with pytest.raises(BadExample) as e:
+    run(spec, image())
+  assert e.value.kind == kind
 
 
 def test_normalize_is_standardize():

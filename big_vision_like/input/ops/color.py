@@ -11,7 +11,7 @@ import numpy as np
 
 from big_vision_like.config import UserError, whole_number
 from big_vision_like.input import recolor
-from big_vision_like.input.pixels import bounds, numbers, probability
+from big_vision_like.input.pixels import bounds, check_uint8, numbers, probability
 from big_vision_like.photometric import blur_radius
 
 Probability = float | tuple[float, ...]
@@ -27,11 +27,7 @@ def _chance(op: str, fn: Callable, p: Probability, key: str):
 
   def run(example, rng):
     x = example[key]
-    if getattr(x, "dtype", None) != np.uint8:
-      found = getattr(x, "dtype", type(x).__name__)
-      raise UserError(
-        f"op {op}: {key} is {found}; expected uint8, after decode, before value_range"
-      )
+    check_uint8(op, key, x)
     if x.ndim == 3 and not isinstance(p, tuple):
       return {**example, key: one(x, rng, p)}
     each = p if isinstance(p, tuple) else (p,) * len(x)

@@ -7,10 +7,10 @@ from big_vision_like.input import decoding
 from big_vision_like.input.pixels import (
   bounds,
   check_fits,
+  free_space,
   inception_box,
   method_of,
   mirrored,
-  numbers,
   on_key,
   probability,
   resized,
@@ -159,9 +159,7 @@ def pad(height: int, width: int | None = None, value: int = 0, centered: bool = 
   h, w = size_of("pad", height, width)
 
   def run(x, rng):
-    missing = (h - x.shape[0], w - x.shape[1])
-    if min(missing) < 0:
-      raise ValueError(f"image {x.shape} is larger than {h} x {w}")
+    missing = free_space(x, h, w)
     top, left = (m // 2 if centered else 0 for m in missing)
     sides = ((top, missing[0] - top), (left, missing[1] - left), (0, 0))
     return np.pad(x, sides, constant_values=value)
@@ -174,9 +172,7 @@ def random_place(height: int, width: int | None = None, value: int = 0):
   h, w = size_of("random_place", height, width)
 
   def run(x, rng):
-    free = (h - x.shape[0], w - x.shape[1])
-    if min(free) < 0:
-      raise ValueError(f"image {x.shape} is larger than {h} x {w}")
+    free = free_space(x, h, w)
     top, left = (int(rng.integers(f + 1)) for f in free)
     sides = ((top, free[0] - top), (left, free[1] - left), (0, 0))
     return np.pad(x, sides, constant_values=value)
@@ -220,5 +216,4 @@ def random_erasing(
         return x
     return x
 
-  numbers("random_erasing", p=p)
   return on_key(run, key)

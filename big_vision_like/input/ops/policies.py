@@ -6,7 +6,7 @@ import numpy as np
 
 from big_vision_like.config import UserError, whole_number
 from big_vision_like.input import recolor
-from big_vision_like.input.pixels import numbers, on_key
+from big_vision_like.input.pixels import check_uint8, numbers, on_key
 
 # Strengths at level 0 and at the highest one (AutoAugment, arXiv:1805.09501, Table 6): degrees,
 # shares of the image's width or height (150 of 331 pixels there), thresholds of 256, bits, factors.
@@ -142,6 +142,7 @@ def randaugment(n: int = 2, m: float = 9, max_level: float = 10, fill: int = 128
     raise UserError(f"op randaugment: m = {m!r}; expected 0 to max_level = {max_level}")
 
   def run(x, rng):
+    check_uint8("randaugment", "image", x)
     for _ in range(n):
       kind = KINDS[rng.integers(len(KINDS))]
       x = _apply(x, kind, _strength(kind, m / max_level, RANGES, rng), fill)
@@ -165,6 +166,7 @@ def autoaugment(fill: int = 128):
   pairs = _parsed(IMAGENET)
 
   def run(x, rng):
+    check_uint8("autoaugment", "image", x)
     for kind, p, level in pairs[rng.integers(len(pairs))]:
       if rng.random() < p:
         x = _apply(x, kind, _strength(kind, level, RANGES, rng), fill)
@@ -181,6 +183,7 @@ def trivial_augment(fill: int = 128):
   _check("trivial_augment", fill)
 
   def run(x, rng):
+    check_uint8("trivial_augment", "image", x)
     kind = KINDS[rng.integers(len(KINDS))]
     return _apply(x, kind, _strength(kind, rng.integers(31) / 30, WIDE, rng), fill)
 
