@@ -5,10 +5,8 @@ biases, beta 0.9 and 0.98, epsilon 1e-6, learning rate 5e-4, 2,000 steps of warm
 temperature from 1 / 0.07, kept at or below 100. The data (WIT) is private: `data=` names any
 prepared TFDS set with `image` and `text`.
 
-151,277,313 parameters, as OpenAI's ViT-B/32. One difference, the text: `model=` names a
-SentencePiece model of 49,408 pieces in place of CLIP's BPE, whose end of text has the highest id;
-SentencePiece's has not, so the last position is read, which under the causal mask has seen the
-whole text.
+151,277,313 parameters, as OpenAI's ViT-B/32. `model=clip:PATH` names CLIP's vocabulary, the file
+bpe_simple_vocab_16e6.txt.gz; the text is read where the id is highest, at its end.
 
 Command: python -m big_vision_like.train --config configs/clip.py --workdir DIR
 Score: not yet run (needs a pod).
@@ -31,7 +29,7 @@ def get_config(arg=None):
     res=224,
     batch_size=32_768,
     data="wit",
-    model="bpe_49408.model",
+    model="clip:bpe_simple_vocab_16e6.txt.gz",
     impl="ring",
     smoke=False,
   )
@@ -63,7 +61,7 @@ def get_config(arg=None):
       num_heads=8,
       vocab_size=49_408,
       max_len=77,
-      pool="last",
+      pool="argmax",
       causal=True,
       head_bias=False,
       gelu="quick",
