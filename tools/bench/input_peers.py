@@ -1,0 +1,303 @@
+"""The runs of the suite `input` that need a process of their own, and the client that asks for one.
+
+Each is started by another interpreter (`BENCH_PEERS`), on one core, and waits for a line on its
+standard input before every run: so it can take turns with the others, and neither start-up, nor
+threads that idle, nor Python's lock of one are in the figures of another. This file imports nothing
+of ours where a peer runs.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[2]
+INTERPRETERS = "BENCH_PEERS"
+"""Environment variable: Pythons that have the peers' packages, separated by colons."""
+NEEDS = {"torch": "torch", "webdataset": "webdataset", "tfdata": "tensorflow"}
+
+
+# ------------------------------------------------------------------------------------------ client
+
+
+@functools.cache
+def interpreter(package: str) -> str:
+  """The first of `BENCH_PEERS`, else of this one, that has the package.
+
+  Raises:
+    ImportError: none has it.
+  """
+  found = f"import importlib.util as u, sys; sys.exit(u.find_spec({package!r}) is None)"
+  for python in (*filter(None, os.environ.get(INTERPRETERS, "").split(":")), sys.executable):
+    if subprocess.run([python, "-c", found], capture_output=True).returncode == 0:
+      return python
+  raise ImportError(package, name=package)
+
+
+class Process:
+  """A run of this file in a process of its own; call it for one more run, and what it returns.
+
+  Args:
+    kind: name of one of the runs below.
+    cores: how many of this process's cores it may use.
+    args: of the run.
+
+  Raises:
+    ImportError: no interpreter has the package that it needs.
+    RuntimeError: it ended; the end of what it said.
+  """
+
+  def __init__(self, kind: str, *, cores: int = 1, **args: Any):
+    python = interpreter(NEEDS[kind]) if kind in NEEDS else sys.executable
+    own = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    few = {f"{x}_NUM_THREADS": str(cores) for x in ("OMP", "OPENBLAS")}
+    self._open = contextlib.ExitStack()
+    self._said = self._open.enter_context(tempfile.TemporaryFile("w+"))
+    self._process = subprocess.Popen(
+      [python, "-P", __file__, kind, str(cores), json.dumps(args)],
+      env={**os.environ, **own, **few},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._said,
+      text=True,
+    )
+    self._answer()  # it is built
+
+  def __call__(self) -> Any:
+    print(file=self._process.stdin, flush=True)
+    return self._answer()
+
+  def _answer(self) -> Any:
+    if line := self._process.stdout.readline():
+      return json.loads(line)
+    self._process.wait()
+    self._said.seek(0)
+    said = self._said.read()[-2000:]
+    self.close()
+    raise RuntimeError(f"a run of {__file__} ended: {said}")
+
+  def close(self) -> None:
+    """Ends it."""
+    self._process.stdin.close()  # which is how it knows
+    self._process.wait()
+    self._process.stdout.close()
+    self._open.close()
+
+  def __enter__(self) -> "Process":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
+
+
+def once(kind: str, **args: Any) -> Any:
+  """What one run in a fresh process returns."""
+  with Process(kind, **args) as run:
+    return run()
+
+
+# -------------------------------------------------------------------------------------------- ours
+
+
+def ours(cfg: dict[str, Any], batch: int, batches: int) -> Callable[[], None]:
+  """The pipeline, from a fresh iterator on."""
+  from big_vision_like.input import pipeline
+
+  def run():
+    stream = pipeline.train_batches(cfg, batch_size=batch, seed=0, start_step=0)
+    for _ in range(batches):
+      next(stream)
+    stream.close()
+
+  return run
+
+
+def direct(source: str, pp: str, batch: int, batches: int) -> Callable[[], None]:
+  """Our source and ops in a plain loop: what the pipeline adds is the rest."""
+  from big_vision_like.input import ops, sources
+
+  data, op = sources.open_source(source), ops.build(pp)
+
+  def run():
+    for start in range(0, batches * batch, batch):
+      rows = range(start, start + batch)
+      np.stack([op(data[i], np.random.default_rng(i))["image"] for i in rows])
+
+  return run
+
+
+def start(cfg: dict[str, Any], batch: int) -> Callable[[], dict[str, float]]:
+  """Seconds to the first batch: of imports, and of opening, ordering and reading."""
+
+  def run():
+    began = time.perf_counter()
+    import grain  # noqa: F401, or the pipeline would, and it would count there
+
+    from big_vision_like.input import pipeline
+
+    imported = time.perf_counter()
+    stream = pipeline.train_batches(cfg, batch_size=batch, seed=0, start_step=0)
+    next(stream)
+    first = time.perf_counter() - imported
+    stream.close()
+    return {"imports": imported - began, "first": first}
+
+  return run
+
+
+def memory(cfg: dict[str, Any], batch: int, batches: int) -> Callable[[], dict[str, int]]:
+  """Resident bytes of this process after the first tenth of an epoch, and at its end."""
+  from big_vision_like.input import pipeline
+
+  def resident() -> int:
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+  def run():
+    stream = pipeline.train_batches(cfg, batch_size=batch, seed=0, start_step=0)
+    seen = []
+    for _ in range(batches):
+      next(stream)
+      seen.append(resident())
+    stream.close()
+    return {"early": seen[len(seen) // 10], "end": seen[-1]}
+
+  return run
+
+
+# ------------------------------------------------------------------------------------------- peers
+
+
+def files_of(folder: str) -> list[pathlib.Path]:
+  """The pictures in class folders."""
+  return sorted(pathlib.Path(folder).glob("*/*.jpg"))
+
+
+def augmented(image: Any, size: int, rng: np.random.Generator) -> np.ndarray:
+  """PIL image -> random resized crop, flip, float32 [3, size, size] in -1..1."""
+  from PIL import Image
+
+  width, height = image.size
+  area = rng.uniform(0.08, 1.0) * width * height
+  aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+  w, h = min(width, round((area * aspect) ** 0.5)), min(height, round((area / aspect) ** 0.5))
+  left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+  box = (int(left), int(top), int(left + w), int(top + h))
+  image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+  pixels = np.asarray(image)[:, :: -1 if rng.random() < 0.5 else 1]
+  return np.moveaxis(pixels.astype(np.float32) / 127.5 - 1, -1, 0)
+
+
+class Pictures:
+  """A map-style data set for torch's DataLoader."""
+
+  def __init__(self, folder: str, size: int):
+    self.files, self.size = files_of(folder), size
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    from PIL import Image
+
+    image = Image.open(self.files[index]).convert("RGB")
+    return augmented(image, self.size, np.random.default_rng(index))
+
+
+def torch(folder: str, size: int, batch: int, workers: int) -> Callable[[], None]:
+  """A DataLoader; without workers it loads in the loop, and nothing has to travel."""
+  from torch.utils.data import DataLoader
+
+  loader = DataLoader(
+    Pictures(folder, size),
+    batch,
+    shuffle=True,
+    num_workers=workers,
+    persistent_workers=workers > 0,
+    multiprocessing_context="fork" if workers else None,
+  )
+
+  def run():
+    for _ in loader:
+      pass
+
+  return run
+
+
+def webdataset(shards: list[str], size: int, batch: int) -> Callable[[], None]:
+  """Shards in random order, a buffer that shuffles, decoded by PIL."""
+  import webdataset as library
+
+  numbers = itertools.count()
+  one = lambda x: augmented(x["jpg"], size, np.random.default_rng(next(numbers)))
+  data = library.WebDataset(shards, shardshuffle=len(shards)).shuffle(100).decode("pil").map(one)
+  data = data.batched(batch, collation_fn=np.stack)
+
+  def run():
+    for _ in data:
+      pass
+
+  return run
+
+
+def tfdata(folder: str, size: int, batch: int) -> Callable[[], None]:
+  """tf.data with the crop fused into the decoder, antialiased like PIL."""
+  import tensorflow as tf
+
+  def one(file: Any) -> Any:
+    data = tf.io.read_file(file)
+    begin, shape, _ = tf.image.sample_distorted_bounding_box(
+      tf.image.extract_jpeg_shape(data),
+      tf.zeros((1, 0, 4)),
+      area_range=(0.08, 1.0),
+      aspect_ratio_range=(3 / 4, 4 / 3),
+      use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.concat([begin[:2], shape[:2]], 0)
+    image = tf.image.decode_and_crop_jpeg(data, window, channels=3)
+    image = tf.image.resize(image, (size, size), antialias=True)
+    return tf.image.random_flip_left_right(image) / 127.5 - 1
+
+  files = [str(f) for f in files_of(folder)]
+  data = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files))
+  data = data.map(one, num_parallel_calls=tf.data.AUTOTUNE).batch(batch)
+  data = data.prefetch(tf.data.AUTOTUNE)
+
+  def run():
+    for _ in data.as_numpy_iterator():
+      pass
+
+  return run
+
+
+# ------------------------------------------------------------------------------------------ server
+
+
+def serve(kind: str, cores: str, args: str) -> Iterator[Any]:
+  """None when the run is built, then what each run returns."""
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-int(cores) :])
+  run = globals()[kind](**json.loads(args))
+  yield None
+  for _ in sys.stdin:
+    yield run()
+
+
+def main() -> None:
+  out = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)  # what libraries print is no answer
+  for answer in serve(*sys.argv[1:]):
+    print(json.dumps(answer), file=out, flush=True)
+
+
+if __name__ == "__main__":
+  main()
