@@ -211,13 +211,15 @@ class BatchRows:
 
 
 class _ReadChunk(NamedTuple):
-  """Chunk number -> `Chunk`, for Grain, in threads or in worker processes."""
+  """Chunk number -> `Chunk`, for Grain, in threads or, stacked to travel, in worker processes."""
 
   reader: Reader
   rows: BatchRows
+  stacked: bool
 
   def __call__(self, chunk: int) -> Chunk:
-    return self.reader(*self.rows(chunk))
+    read = self.reader if self.stacked else self.reader.unstacked
+    return read(*self.rows(chunk))
 
 
 class Stream:
@@ -308,7 +310,7 @@ def read_ahead(
     # Always given: the default of 500 elements would be gigabytes of images.
     threads = min(settings.num_threads, ahead)
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    yield from chunks.map(_ReadChunk(reader, rows)).to_iter_dataset(read)
+    yield from chunks.map(_ReadChunk(reader, rows, False)).to_iter_dataset(read)
 
 
 def _by_workers(
@@ -326,7 +328,7 @@ def _by_workers(
     num_workers=workers, per_worker_buffer_size=math.ceil(ahead / workers)
   )
   with tempfile.TemporaryDirectory() as folder:
-    chunks = chunks.map(_ReadChunk(reader.traced(folder), rows))
+    chunks = chunks.map(_ReadChunk(reader.traced(folder), rows, True))
     chunks = chunks.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     try:
       yield from chunks.mp_prefetch(options)

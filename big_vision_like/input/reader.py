@@ -21,6 +21,8 @@ from big_vision_like.input.sources import Source, open_source
 Batch = dict[str, np.ndarray]
 Example = dict[str, Any]
 
+NARROW = {"int64": np.int32, "float64": np.float32}
+"""What becomes of 64 bits in a batch."""
 MAX_TRIES = 100
 """Neighbours that are tried in the place of a bad example."""
 
@@ -38,7 +40,7 @@ class Part(NamedTuple):
 class Chunk(NamedTuple):
   """Rows of a batch, and what happened on the way."""
 
-  rows: Batch
+  rows: Batch | list[Example]  # arrays, or examples that are not stacked yet
   seen: int = 0  # examples asked for
   bad: tuple[Bad, ...] = ()  # those that were replaced
   dropped: int = 0  # examples that found no room in packed rows
@@ -115,6 +117,14 @@ class Reader:
 
   def __call__(self, first: int, count: int) -> Chunk:
     """Rows `first` to `first + count` of the stream, whole windows of them where it packs."""
+    chunk = self.unstacked(first, count)
+    try:
+      return chunk if chunk.error else chunk._replace(rows=stack(chunk.rows, self.ops_at))
+    except UserError as e:
+      return chunk._replace(rows={}, error=str(e))
+
+  def unstacked(self, first: int, count: int) -> Chunk:
+    """The same rows as examples: whoever makes a batch of several chunks copies them only once."""
     found: list[Bad] = []
     try:
       at = np.arange(first, first + count)
@@ -127,7 +137,7 @@ class Reader:
       for row, index in zip(rows, at.tolist()):
         row["index"] = index
       seen = self.first_example(first + count) - self.first_example(first)
-      return Chunk(stack(rows, self.ops_at), seen, tuple(found), dropped)
+      return Chunk(rows, seen, tuple(found), dropped)
     except UserError as e:  # as a value: it would lose its type between processes
       return Chunk({}, bad=tuple(found), error=str(e))
 
@@ -224,8 +234,11 @@ def _column(key: str, values: list[Any], ops_at: str) -> np.ndarray:
     return np.array([v & 0x7FFF_FFFF for v in values], np.int32)
   arrays = [np.asarray(v) for v in values]
   _check_alike(key, arrays, ops_at)
-  narrow = {"int64": np.int32, "float64": np.float32}.get(arrays[0].dtype.name)
-  return np.stack(arrays) if narrow is None else np.stack(arrays).astype(narrow)
+  first = arrays[0]
+  out = np.empty((len(arrays), *first.shape), NARROW.get(first.dtype.name, first.dtype))
+  for row, array in zip(out if first.ndim else out[:, None], arrays):
+    row[...] = array  # converts and copies in one go
+  return out
 
 
 def _check_alike(key: str, arrays: list[np.ndarray], ops_at: str) -> None:
@@ -235,8 +248,10 @@ def _check_alike(key: str, arrays: list[np.ndarray], ops_at: str) -> None:
       raise UserError(f"{ops_at}: {key} is {a} and {b} in one batch; resize, crop or pad it")
 
 
-def joined(parts: list[Batch], ops_at: str) -> Batch:
-  """Parts of a batch -> the batch; raises as `stack` does."""
+def joined(parts: list[Batch] | list[list[Example]], ops_at: str) -> Batch:
+  """Parts of a batch, stacked or not -> the batch; raises as `stack` does."""
+  if isinstance(parts[0], list):
+    return stack([row for part in parts for row in part], ops_at)
   if len(parts) == 1:
     return parts[0]
   _check_keys(parts, ops_at)

@@ -62,7 +62,7 @@ class Process:
     own = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     few = {f"{x}_NUM_THREADS": str(cores) for x in ("OMP", "OPENBLAS")}
     self._open = contextlib.ExitStack()
-    self._said = self._open.enter_context(tempfile.TemporaryFile("w+"))
+    self._said = self._open.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
     self._process = subprocess.Popen(
       [python, "-P", __file__, kind, str(cores), json.dumps(args)],
       env={**os.environ, **own, **few},
