@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from big_vision_like.config import UserError, whole_number
 
 NOT_INSTALLED = "peer not installed: pip install -e ."
-EXTRAS = {"tensorflow": "bench", "webdataset": "bench"}  # others are of parity
+EXTRAS = dict.fromkeys(("tensorflow", "torchvision", "webdataset"), "bench")  # others are of parity
 MIN_REPEATS, REPEATS = 5, 7
 WARM_UP = 2  # runs of each that are not counted: the compile, and one more
 

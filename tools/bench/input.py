@@ -4,6 +4,7 @@
     decode/direct      JPEGs of 500 x 375, random crops of 224: our source and ops in a plain loop
     decode/torch       the same from a folder, against PIL in a DataLoader without workers
     decode/torch_1     against a DataLoader with one worker
+    decode/torchvision against a DataLoader with one worker and torchvision's transforms
     decode/tfdata      against tf.data, with its fused decoding and cropping
     decode/webdataset  the same from tar shards, against the library webdataset with PIL
     shards/random      random members of tar shards, against batched reads of ArrayRecords
@@ -49,15 +50,16 @@ class Sizes(NamedTuple):
   images: int = 256
   batch: int = 32
   crop: int = 224
-  records: int = 2048
+  records: int = 8192
   record_batch: int = 256
+  members: int = 2048
   digits: int = 4096
   million: int = 1_000_000
   epoch: int = 2048
   shards: int = 8
 
 
-SMOKE = Sizes(16, 8, 32, 32, 8, 64, 200, 80, 2)
+SMOKE = Sizes(16, 8, 32, 32, 8, 32, 64, 200, 80, 2)
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -137,12 +139,12 @@ def _per_core(
     start = lambda **args: lambda: stack.enter_context(processes.Process(**args))
     ours = start(kind="ours", cfg=cfg, batch=sizes.batch, batches=batches)
     runs = {name: start(**args, batch=sizes.batch) for name, args in peers.items()}
-    targets = {"torch": DECODE}
+    targets = dict.fromkeys(("torch", "torch_1", "torchvision"), DECODE)
     yield from _rates(compare(options, "decode", ours, runs, targets=targets), sizes.images)
 
 
 def _decode(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:
-  names = ("direct", "torch", "torch_1", "tfdata")
+  names = ("direct", "torch", "torch_1", "torchvision", "tfdata")
   if not _wanted(options, *(f"decode/{name}" for name in names)):
     return
   source = data.write_pictures(folder, sizes.images)
@@ -153,6 +155,7 @@ def _decode(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Ro
     "direct": direct,
     "torch": dict(kind="torch", workers=0, **same),
     "torch_1": dict(kind="torch", workers=1, **same),
+    "torchvision": dict(kind="torchvision", workers=1, **same),
     "tfdata": dict(kind="tfdata", **same),
   }
   yield from _per_core(options, sizes, source, peers)
@@ -170,9 +173,9 @@ def _decode_shards(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iter
 def _shards(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:
   if not options.wants("shards/random"):
     return
-  data.write_shards(folder, sizes.records, sizes.shards)
-  source = data.write_records(folder / "same.array_record", sizes.records)
-  parts = np.random.default_rng(0).permutation(sizes.records).reshape(-1, sizes.record_batch)
+  data.write_shards(folder, sizes.members, sizes.shards)
+  source = data.write_records(folder / "same.array_record", sizes.members)
+  parts = np.random.default_rng(0).permutation(sizes.members).reshape(-1, sizes.record_batch)
 
   def ours() -> Run:
     shards = sources.open_source(f"webdataset(pattern='{folder}/*.tar')")
@@ -184,9 +187,9 @@ def _shards(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Ro
 
     return run
 
-  raw = lambda: _raw(source, sizes.records, sizes.record_batch)
+  raw = lambda: _raw(source, sizes.members, sizes.record_batch)
   found = compare(options, "shards", ours, {"random": raw}, targets={"random": SHARDS})
-  yield from _rates(found, sizes.records)
+  yield from _rates(found, sizes.members)
 
 
 def _digits(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:

@@ -24,7 +24,12 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parents[2]
 INTERPRETERS = "BENCH_PEERS"
 """Environment variable: Pythons that have the peers' packages, separated by colons."""
-NEEDS = {"torch": "torch", "webdataset": "webdataset", "tfdata": "tensorflow"}
+NEEDS = {
+  "torch": "torch",
+  "torchvision": "torchvision",
+  "webdataset": "webdataset",
+  "tfdata": "tensorflow",
+}
 
 
 # ------------------------------------------------------------------------------------------ client
@@ -215,11 +220,28 @@ class Pictures:
 
 
 def torch(folder: str, size: int, batch: int, workers: int) -> Callable[[], None]:
-  """A DataLoader; without workers it loads in the loop, and nothing has to travel."""
+  """A DataLoader over the least work; without workers it loads in the loop, nothing travels."""
+  return _loader(Pictures(folder, size), batch, workers)
+
+
+def torchvision(folder: str, size: int, batch: int, workers: int) -> Callable[[], None]:
+  """A DataLoader over torchvision's own folder, PIL transforms and tensors."""
+  from torchvision import datasets, transforms
+
+  steps = [
+    transforms.RandomResizedCrop(size),
+    transforms.RandomHorizontalFlip(),
+    transforms.ToTensor(),
+    transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+  ]
+  return _loader(datasets.ImageFolder(folder, transforms.Compose(steps)), batch, workers)
+
+
+def _loader(data: Any, batch: int, workers: int) -> Callable[[], None]:
   from torch.utils.data import DataLoader
 
   loader = DataLoader(
-    Pictures(folder, size),
+    data,
     batch,
     shuffle=True,
     num_workers=workers,
