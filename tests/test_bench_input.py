@@ -115,6 +115,7 @@ def test_rows_of_processes():
   found = rows("decode/direct|memory")
   row = found["decode/direct"]
   assert row.values["peer_per_s"] == pytest.approx(16 / row.peer.median)
+  assert row.values["cpu_ratio"] > 0
   memory = found["memory/epoch"]
   assert memory.values["end_bytes"] > 1 << 20 and 0.5 < memory.value < 5
   assert memory.target.at_most

@@ -135,12 +135,24 @@ def _per_core(
   """Rows decode/<peer>: ours and each peer in a process of one core; `peers`: kind, arguments."""
   pp, batches = _decode_pp(sizes), sizes.images // sizes.batch
   cfg = {"source": source, "pp": pp, "num_threads": 1}
+  made: dict[str, processes.Process] = {}
   with contextlib.ExitStack() as stack:
-    start = lambda **args: lambda: stack.enter_context(processes.Process(**args))
-    ours = start(kind="ours", cfg=cfg, batch=sizes.batch, batches=batches)
-    runs = {name: start(**args, batch=sizes.batch) for name, args in peers.items()}
+
+    def start(name: str, **args: Any) -> Callable[[], Run]:
+      def build() -> Run:
+        made[name] = stack.enter_context(processes.Process(**args, batch=sizes.batch))
+        return made[name]
+
+      return build
+
+    ours = start("ours", kind="ours", cfg=cfg, batches=batches)
+    runs = {name: start(name, **args) for name, args in peers.items()}
     targets = dict.fromkeys(("torch", "torch_1", "torchvision"), DECODE)
-    yield from _rates(compare(options, "decode", ours, runs, targets=targets), sizes.images)
+    for row in _rates(compare(options, "decode", ours, runs, targets=targets), sizes.images):
+      if row.value is not None:
+        cpu = [min(made[name].cpu) for name in ("ours", row.name.removeprefix("decode/"))]
+        row = row._replace(values={**row.values, "cpu_ratio": cpu[1] / cpu[0]})
+      yield row
 
 
 def _decode(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import subprocess
@@ -52,6 +53,9 @@ def interpreter(package: str) -> str:
 class Process:
   """A run of this file in a process of its own; call it for one more run, and what it returns.
 
+  `cpu` has the seconds of CPU of every run so far, workers included: others that are busy on the
+  same cores change them little.
+
   Args:
     kind: name of one of the runs below.
     cores: how many of this process's cores it may use.
@@ -77,10 +81,13 @@ class Process:
       text=True,
     )
     self._answer()  # it is built
+    self.cpu: list[float] = []
 
   def __call__(self) -> Any:
     print(file=self._process.stdin, flush=True)
-    return self._answer()
+    returned, cpu = self._answer()
+    self.cpu.append(cpu)
+    return returned
 
   def _answer(self) -> Any:
     if line := self._process.stdout.readline():
@@ -305,13 +312,23 @@ def tfdata(folder: str, size: int, batch: int) -> Callable[[], None]:
 # ------------------------------------------------------------------------------------------ server
 
 
+def cpu_seconds() -> float:
+  """Of this process and its workers, so far."""
+  ticks = 0
+  for child in multiprocessing.active_children():
+    after_name = pathlib.Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2]
+    ticks += sum(map(int, after_name.split()[11:13]))
+  return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def serve(kind: str, cores: str, args: str) -> Iterator[Any]:
-  """None when the run is built, then what each run returns."""
+  """None when the run is built, then what each run returns and its seconds of CPU."""
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-int(cores) :])
   run = globals()[kind](**json.loads(args))
   yield None
   for _ in sys.stdin:
-    yield run()
+    began = cpu_seconds()
+    yield run(), cpu_seconds() - began
 
 
 def main() -> None:
