@@ -55,7 +55,7 @@ class Sizes(NamedTuple):
   members: int = 2048
   digits: int = 4096
   million: int = 1_000_000
-  epoch: int = 2048
+  epoch: int = 8192
   shards: int = 8
 
 
