@@ -89,8 +89,9 @@ def write_captions(folder: pathlib.Path, count: int, shards: int = 10) -> str:
 
 
 def write_lines(folder: pathlib.Path, count: int) -> str:
-  """A jsonl of `count` captions; its source."""
+  """A jsonl of `count` captions of one picture; its source."""
+  (folder / "picture.jpg").write_bytes(jpeg(0))
   path = folder / "captions.jsonl"
   with open(path, "w") as file:
-    file.writelines(f'{{"text": "caption {i}"}}\n' for i in range(count))
-  return f"jsonl(path='{path}')"
+    file.writelines(f'{{"image": "picture.jpg", "text": "caption {i}"}}\n' for i in range(count))
+  return f"jsonl(pattern='{path}')"
