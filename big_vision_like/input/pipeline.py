@@ -36,6 +36,9 @@ from big_vision_like.input.reader import Chunk, Part, Reader, last_seen
 # Sources that draw their examples use small keys: the ops must not see the same numbers again.
 _OPS_KEY = 1 << 64
 EVAL_KEY = 0
+MAX_CHUNK = 128
+"""Rows that are read together. ArrayRecord's threads cost more than they bring for fewer; of more,
+the examples wait longer in memory before they are copied into the batch."""
 
 
 class Settings(NamedTuple):
@@ -200,9 +203,9 @@ class BatchRows:
     self.offset, self.window, self.chunks = index * self.local, window, 1
 
   def split(self, readers: int) -> None:
-    """Into chunks enough for all readers, but no larger than 64 windows."""
+    """Into chunks enough for all readers, but no larger than `MAX_CHUNK` windows."""
     windows = self.local // self.window
-    self.chunks = math.ceil(windows / min(64, max(1, windows // (2 * max(1, readers)))))
+    self.chunks = math.ceil(windows / min(MAX_CHUNK, max(1, windows // max(1, readers))))
 
   def __call__(self, chunk: int) -> tuple[int, int]:
     """(first row, rows) of a chunk; `chunks` of them are a batch."""
