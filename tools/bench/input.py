@@ -97,9 +97,11 @@ def _rates(rows: Iterator[Row], examples: int, **values: Any) -> Iterator[Row]:
     yield row
 
 
-def _raw(source: str, count: int, batch: int) -> Run:
+def _raw(file: pathlib.Path, count: int, batch: int) -> Run:
   """Batched reads of an ArrayRecord file by its own library."""
-  records = sources.open_source(source).records
+  from array_record.python import array_record_data_source
+
+  records = array_record_data_source.ArrayRecordDataSource([str(file)])
   parts = np.random.default_rng(0).permutation(count).reshape(-1, batch).tolist()
 
   def run():
@@ -112,13 +114,13 @@ def _raw(source: str, count: int, batch: int) -> Run:
 def _read(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:
   if not options.wants("read/raw"):
     return
-  source = data.write_records(folder / "read.array_record", sizes.records)
-  written = (folder / "read.array_record").stat().st_size
+  file = folder / "read.array_record"
+  source = data.write_records(file, sizes.records)
   cfg = {"source": source, "pp": "keep(record)"}
-  raw = lambda: _raw(source, sizes.records, sizes.record_batch)
+  raw = lambda: _raw(file, sizes.records, sizes.record_batch)
   ours = lambda: _ours(cfg, sizes.record_batch, sizes.records // sizes.record_batch)
   found = compare(options, "read", ours, {"raw": raw}, targets={"raw": OURS_AGAINST_RAW})
-  yield from _rates(found, sizes.records, bytes=written)
+  yield from _rates(found, sizes.records, bytes=file.stat().st_size)
 
 
 def _decode_pp(sizes: Sizes) -> str:
@@ -186,7 +188,8 @@ def _shards(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Ro
   if not options.wants("shards/random"):
     return
   data.write_shards(folder, sizes.members, sizes.shards)
-  source = data.write_records(folder / "same.array_record", sizes.members)
+  file = folder / "same.array_record"
+  data.write_records(file, sizes.members)
   parts = np.random.default_rng(0).permutation(sizes.members).reshape(-1, sizes.record_batch)
 
   def ours() -> Run:
@@ -199,7 +202,7 @@ def _shards(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Ro
 
     return run
 
-  raw = lambda: _raw(source, sizes.members, sizes.record_batch)
+  raw = lambda: _raw(file, sizes.members, sizes.record_batch)
   found = compare(options, "shards", ours, {"random": raw}, targets={"random": SHARDS})
   yield from _rates(found, sizes.members)
 
