@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from big_vision_like.input import sources
-from tools.bench import harness, input_data, input_peers
+from tools.bench import harness, input_data, input_peers, processes
 from tools.bench import input as suite
 from tools.bench.harness import Options
 
@@ -16,10 +16,10 @@ DIGITS = {"source": "digits(split='train')", "pp": "value_range(-1, 1)|keep(imag
 
 @pytest.fixture
 def no_peers(monkeypatch):
-  monkeypatch.delenv(input_peers.INTERPRETERS, raising=False)
-  input_peers.interpreter.cache_clear()
+  monkeypatch.delenv(processes.INTERPRETERS, raising=False)
+  processes.interpreter.cache_clear()
   yield
-  input_peers.interpreter.cache_clear()
+  processes.interpreter.cache_clear()
 
 
 def rows(only):
@@ -78,26 +78,26 @@ def test_the_first_interpreter_that_has_the_package(tmp_path, monkeypatch, no_pe
     (tmp_path / name).write_text(f"#!/bin/sh\nexit {code}\n")
     (tmp_path / name).chmod(0o755)
   paths = [str(tmp_path / name) for name in ("lacks", "has", "has_too")]
-  monkeypatch.setenv(input_peers.INTERPRETERS, ":".join(paths))
-  assert input_peers.interpreter("no_such_package") == paths[1]
+  monkeypatch.setenv(processes.INTERPRETERS, ":".join(paths))
+  assert processes.interpreter("no_such_package") == paths[1]
 
 
 def test_a_missing_peer_is_a_row_that_says_so(monkeypatch, no_peers):
-  monkeypatch.setitem(input_peers.NEEDS, "tfdata", "no_such_package")
+  monkeypatch.setitem(processes.NEEDS, "tfdata", "no_such_package")
   [row] = rows("decode/tfdata").values()
   assert row.value is None and row.note.startswith(harness.NOT_INSTALLED)
   assert "no_such_package" in row.note
   with pytest.raises(ImportError, match="no_such_package"):
-    input_peers.Process("tfdata")
+    processes.Process("tfdata")
 
 
 def test_a_process_that_ends_says_why():
   with pytest.raises(RuntimeError, match=r"unexpected keyword argument 'nonsense'"):
-    input_peers.Process("ours", nonsense=1)
+    processes.Process("ours", nonsense=1)
 
 
 def test_a_fresh_process_measures_its_start():
-  found = input_peers.once("start", cfg=DIGITS, batch=4)
+  found = processes.once("start", cfg=DIGITS, batch=4)
   assert found["imports"] > 0 and found["first"] > 0
 
 

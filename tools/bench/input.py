@@ -33,7 +33,7 @@ from big_vision_like import goodput
 from big_vision_like.config import UserError
 from big_vision_like.input import ops, pipeline, sources
 from tools.bench import input_data as data
-from tools.bench import input_peers as processes
+from tools.bench import input_peers, processes
 from tools.bench.harness import Options, Row, Run, Spread, Target, compare
 
 OURS_AGAINST_RAW = Target("14", 0.9, 0.97)
@@ -83,7 +83,7 @@ def _cores() -> int:
 
 def _ours(cfg: dict[str, Any], batch: int, batches: int) -> Run:
   """A run of the pipeline in this process."""
-  return processes.ours({"num_threads": _cores(), **cfg}, batch, batches)
+  return input_peers.ours({"num_threads": _cores(), **cfg}, batch, batches)
 
 
 # -------------------------------------------------------------------------------------------- rows
