@@ -55,6 +55,7 @@ setup(
       *("fsspec", "pyarrow", "scikit-image", "av>=15", "soundfile>=0.13"),
     ],
     "parity": ["torch==2.13.0", "transformers", "diffusers", "timm", "open_clip_torch"],
+    "bench": ["webdataset", "torchvision", "tensorflow-cpu"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
   },

@@ -11,7 +11,6 @@ import pytest
 from big_vision_like.config import UserError
 from tools.bench import __main__ as bench
 from tools.bench import gpu, harness, loss, table
-from tools.bench import input as input_suite
 from tools.bench.harness import Options, Row, Spread, Target
 
 
@@ -188,16 +187,3 @@ def test_batches_get_smaller_until_one_fits():
   assert gpu.first_that_fits((16, 8), attempt) is None
   with pytest.raises(ZeroDivisionError):
     gpu.first_that_fits((1,), lambda batch: 1 / 0)
-
-
-def test_input_suite_tiny():
-  rows = {r.name: r for r in input_suite.rows(Options("read|digits", repeats=1, smoke=True))}
-  assert rows["read/raw"].values["bytes"] > 32 * 10_000
-  for name, examples in (("read/raw", 32), ("digits/direct", 64)):
-    row = rows[name]
-    assert row.values["ours_per_s"] == pytest.approx(examples / row.ours.median)
-
-
-def test_stall_share():
-  cfg = {"source": "digits(split='train')", "pp": "keep(label)"}
-  assert 0 <= input_suite.stall_share(cfg, 4, steps=3, compute=lambda: None) <= 1

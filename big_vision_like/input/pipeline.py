@@ -16,6 +16,7 @@ packing.py), max_bad_fraction (0.01), num_threads (8), num_workers (0, processes
 """
 
 import collections
+import functools
 import logging
 import math
 import queue
@@ -28,12 +29,16 @@ import numpy as np
 
 from big_vision_like.config import Config, UserError, number, whole_number, wrap
 from big_vision_like.input import bad
+from big_vision_like.input.batching import Assembly, Batch, joined
 from big_vision_like.input.order import key_of
-from big_vision_like.input.reader import Batch, Chunk, Part, Reader, joined, last_seen
+from big_vision_like.input.reader import Chunk, Part, Reader, last_seen
 
 # Sources that draw their examples use small keys: the ops must not see the same numbers again.
 _OPS_KEY = 1 << 64
 EVAL_KEY = 0
+MAX_CHUNK = 128
+"""Rows that are read together. ArrayRecord's threads cost more than they bring for fewer; of more,
+the examples wait longer in memory before they are copied into the batch."""
 
 
 class Settings(NamedTuple):
@@ -198,26 +203,32 @@ class BatchRows:
     self.offset, self.window, self.chunks = index * self.local, window, 1
 
   def split(self, readers: int) -> None:
-    """Into chunks enough for all readers, but no larger than 64 windows."""
+    """Into chunks enough for all readers, but no larger than `MAX_CHUNK` windows."""
     windows = self.local // self.window
-    self.chunks = math.ceil(windows / min(64, max(1, windows // (2 * max(1, readers)))))
+    self.chunks = math.ceil(windows / min(MAX_CHUNK, max(1, windows // max(1, readers))))
 
   def __call__(self, chunk: int) -> tuple[int, int]:
     """(first row, rows) of a chunk; `chunks` of them are a batch."""
-    batch, part = divmod(chunk, self.chunks)
-    windows = self.local // self.window
-    start, end = (windows * (part + i) // self.chunks * self.window for i in (0, 1))
+    batch, start = self.place(chunk)
+    end = self.place(chunk + 1)[1] or self.local
     return batch * self.batch_size + self.offset + start, end - start
+
+  def place(self, chunk: int) -> tuple[int, int]:
+    """(batch, first row of the local ones) of a chunk."""
+    batch, part = divmod(chunk, self.chunks)
+    return batch, self.local // self.window * part // self.chunks * self.window
 
 
 class _ReadChunk(NamedTuple):
-  """Chunk number -> `Chunk`, for Grain, in threads or in worker processes."""
+  """Chunk number -> `Chunk`, for Grain, in threads that share a batch, or in worker processes."""
 
   reader: Reader
   rows: BatchRows
+  batches: Assembly | None = None
 
   def __call__(self, chunk: int) -> Chunk:
-    return self.reader(*self.rows(chunk))
+    put = self.batches and functools.partial(self.batches.put, *self.rows.place(chunk))
+    return self.reader(*self.rows(chunk), put)
 
 
 class Stream:
@@ -233,8 +244,10 @@ class Stream:
   ):
     rows.split(settings.num_workers or settings.num_threads)
     self.bad, self.dropped = bad.Counter(settings.max_bad_fraction), 0
-    self._reader, self._rows = reader, rows
-    self._chunks = read_ahead(reader, rows, settings, start, stop)
+    self._reader, self._rows, self._next = reader, rows, start
+    # Workers share no memory: their chunks are stacked to travel, and joined here.
+    self._batches = None if settings.num_workers else Assembly(rows.local, reader.ops_at)
+    self._chunks = read_ahead(reader, rows, settings, start, stop, self._batches)
 
   def __iter__(self) -> "Stream":
     return self
@@ -246,6 +259,9 @@ class Stream:
       self.bad.add(chunk.seen, chunk.bad)
       self.dropped += chunk.dropped
       parts.append(chunk.check().rows)
+    self._next += 1
+    if self._batches is not None:
+      return self._batches.take(self._next - 1)
     return joined(parts, self._reader.ops_at)
 
   def close(self) -> None:
@@ -294,9 +310,17 @@ class Streams:
 
 
 def read_ahead(
-  reader: Reader, rows: BatchRows, settings: Settings, start: int, stop: int | None = None
+  reader: Reader,
+  rows: BatchRows,
+  settings: Settings,
+  start: int,
+  stop: int | None = None,
+  batches: Assembly | None = None,
 ) -> Iterator[Chunk]:
-  """The chunks of the batches start to stop, in order, made ahead of time by Grain."""
+  """The chunks of the batches start to stop, in order, made ahead of time by Grain.
+
+  Threads put their rows into `batches`; chunks of worker processes have them themselves.
+  """
   import grain
 
   stop = (1 << 62) // rows.chunks if stop is None else stop
@@ -308,7 +332,7 @@ def read_ahead(
     # Always given: the default of 500 elements would be gigabytes of images.
     threads = min(settings.num_threads, ahead)
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    yield from chunks.map(_ReadChunk(reader, rows)).to_iter_dataset(read)
+    yield from chunks.map(_ReadChunk(reader, rows, batches)).to_iter_dataset(read)
 
 
 def _by_workers(

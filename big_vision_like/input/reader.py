@@ -6,7 +6,7 @@ A chunk is a function of its row numbers alone, so it does not matter who makes 
 import os
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +14,10 @@ import numpy as np
 from big_vision_like.config import UserError
 from big_vision_like.input import ops
 from big_vision_like.input.bad import Bad, describe
+from big_vision_like.input.batching import Batch, Example, stack
 from big_vision_like.input.order import Order
 from big_vision_like.input.randomness import LazyGenerator
 from big_vision_like.input.sources import Source, open_source
-
-Batch = dict[str, np.ndarray]
-Example = dict[str, Any]
 
 MAX_TRIES = 100
 """Neighbours that are tried in the place of a bad example."""
@@ -38,7 +36,7 @@ class Part(NamedTuple):
 class Chunk(NamedTuple):
   """Rows of a batch, and what happened on the way."""
 
-  rows: Batch
+  rows: Batch  # empty where they went to another place
   seen: int = 0  # examples asked for
   bad: tuple[Bad, ...] = ()  # those that were replaced
   dropped: int = 0  # examples that found no room in packed rows
@@ -113,8 +111,13 @@ class Reader:
     """How many rows that many examples make."""
     return examples // self.packer.examples * self.window if self.packer else examples
 
-  def __call__(self, first: int, count: int) -> Chunk:
-    """Rows `first` to `first + count` of the stream, whole windows of them where it packs."""
+  def __call__(
+    self, first: int, count: int, put: Callable[[list[Example]], Any] | None = None
+  ) -> Chunk:
+    """Rows `first` to `first + count` of the stream, whole windows of them where it packs.
+
+    `put`, if given, takes the rows instead of the chunk.
+    """
     found: list[Bad] = []
     try:
       at = np.arange(first, first + count)
@@ -127,7 +130,8 @@ class Reader:
       for row, index in zip(rows, at.tolist()):
         row["index"] = index
       seen = self.first_example(first + count) - self.first_example(first)
-      return Chunk(stack(rows, self.ops_at), seen, tuple(found), dropped)
+      batch = stack(rows, self.ops_at) if put is None else put(rows)
+      return Chunk(batch or {}, seen, tuple(found), dropped)
     except UserError as e:  # as a value: it would lose its type between processes
       return Chunk({}, bad=tuple(found), error=str(e))
 
@@ -155,7 +159,7 @@ class Reader:
     """Example `index` of part p after its ops, or the next one that is good. `raw`: if read."""
     source, spec = self.sources[p], self.parts[p].source
     for attempt in range(MAX_TRIES):
-      chosen = (index + attempt) % len(source)
+      chosen = (index + attempt) % len(source) if attempt else index
       try:
         if self.trace:
           self.trace.example(p, chosen)
@@ -193,58 +197,6 @@ def read_together(source: Source, indices: list[int]) -> list[Example | None]:
     return list(together(indices))
   except Exception:  # read one by one, the example that caused it is found
     return [None] * len(indices)
-
-
-def stack(rows: list[Example], ops_at: str) -> Batch:
-  """Examples of equal keys, shapes and dtypes -> arrays with a batch dimension.
-
-  Numbers of 64 bits become those of 32, jax's default; positions past 2^31 wrap. Texts, bytes and
-  lists make arrays of objects. `ops_at`: where the ops stand, for the message.
-
-  Raises:
-    UserError: keys, shapes or dtypes that differ.
-  """
-  _check_keys(rows, ops_at)
-  return {key: _column(key, [row[key] for row in rows], ops_at) for key in rows[0]}
-
-
-def _check_keys(rows: Sequence[Mapping[str, Any]], ops_at: str) -> None:
-  for row in rows:
-    if row.keys() != rows[0].keys():
-      a, b = (", ".join(sorted(r.keys() - {"index"})) for r in (rows[0], row))
-      raise UserError(f"{ops_at}: examples of keys {a} and of keys {b} in one batch; end with keep")
-
-
-def _column(key: str, values: list[Any], ops_at: str) -> np.ndarray:
-  if isinstance(values[0], (str, bytes, list)):
-    out = np.empty(len(values), object)  # not NumPy's own strings, which drop zeros at their end
-    out[:] = values
-    return out
-  if key == "index":
-    return np.array([v & 0x7FFF_FFFF for v in values], np.int32)
-  arrays = [np.asarray(v) for v in values]
-  _check_alike(key, arrays, ops_at)
-  narrow = {"int64": np.int32, "float64": np.float32}.get(arrays[0].dtype.name)
-  return np.stack(arrays) if narrow is None else np.stack(arrays).astype(narrow)
-
-
-def _check_alike(key: str, arrays: list[np.ndarray], ops_at: str) -> None:
-  for array in arrays:
-    if (array.shape, array.dtype) != (arrays[0].shape, arrays[0].dtype):
-      a, b = (f"{x.dtype}{x.shape}" for x in (arrays[0], array))
-      raise UserError(f"{ops_at}: {key} is {a} and {b} in one batch; resize, crop or pad it")
-
-
-def joined(parts: list[Batch], ops_at: str) -> Batch:
-  """Parts of a batch -> the batch; raises as `stack` does."""
-  if len(parts) == 1:
-    return parts[0]
-  _check_keys(parts, ops_at)
-  out = {}
-  for key in parts[0]:
-    _check_alike(key, [p[key][0] for p in parts if p[key].dtype != object], ops_at)
-    out[key] = np.concatenate([p[key] for p in parts])
-  return out
 
 
 class Trace:

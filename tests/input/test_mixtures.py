@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from big_vision_like.config import UserError
-from big_vision_like.input import pipeline, reader
+from big_vision_like.input import batching, pipeline
 
 # Random ops, two schemas made one, and weights that do not divide the batch.
 MIXTURE = {
@@ -139,7 +139,7 @@ def test_texts_and_bytes_keep_their_zeros():
   assert batch["text"].dtype == object and isinstance(batch["text"][0], str)
   rows = [{"x": b"ab\0\0"}, {"x": b"c"}]
   assert (
-    reader.joined([reader.stack(rows, "pp")] * 2, "pp")["x"].tolist()
+    batching.joined([batching.stack(rows, "pp")] * 2, "pp")["x"].tolist()
     == [
       b"ab\0\0",
       b"c",

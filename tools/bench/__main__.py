@@ -3,7 +3,8 @@
     [--only REGEX] [--repeats N] [--json FILE] [--smoke] [--xla-flags FLAGS]
 
 Each row is min / median / max of the seconds of ours and of the peer, run in turns, and the ratio
-of the medians with the smallest and largest of the pairs. Peers come with the extra `parity`.
+of the medians with the smallest and largest of the pairs. Peers come with the extras `parity` and
+`bench`; those of the input may live in other environments: BENCH_PEERS=/a/bin/python:/b/bin/python.
 """
 
 import argparse

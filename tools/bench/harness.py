@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from big_vision_like.config import UserError, whole_number
 
-NOT_INSTALLED = "peer not installed: pip install -e .[parity]"
+NOT_INSTALLED = "peer not installed: pip install -e ."
+EXTRAS = dict.fromkeys(("tensorflow", "torchvision", "webdataset"), "bench")  # others are of parity
 MIN_REPEATS, REPEATS = 5, 7
 WARM_UP = 2  # runs of each that are not counted: the compile, and one more
 
@@ -190,7 +191,7 @@ def compare(
       try:
         runs[peer] = build()
       except ImportError as e:
-        note = f"{NOT_INSTALLED} ({e.name or e})"
+        note = f"{NOT_INSTALLED}[{EXTRAS.get(e.name, 'parity')}] ({e.name or e})"
         lacking.append(Row(f"{name}/{peer}", what, None, target=targets.get(peer), note=note))
   yield from lacking
   if not runs:

@@ -1,18 +1,25 @@
-"""Input pipeline: batches a second, against the least that the same work costs, and PyTorch.
+"""Input pipeline: batches a second, against the least that the same work costs, and against others.
 
-    read/raw        ArrayRecords through the pipeline, undecoded, against batched reads of the file
-    decode/threads  JPEGs of 500 x 375, random crops of 224, against threads that only do that
-    decode/torch    the same from a folder, against a DataLoader of worker processes with PIL
-    digits/direct   the bundled digits, against indexing them
-    stall/decode    share of a training loop that waits for data
+    read/raw           ArrayRecords through the pipeline, undecoded, against batched reads of them
+    decode/direct      JPEGs of 500 x 375, random crops of 224: our source and ops in a plain loop
+    decode/torch       the same from a folder, against PIL in a DataLoader without workers
+    decode/torch_1     against a DataLoader with one worker
+    decode/torchvision against a DataLoader with one worker and torchvision's transforms
+    decode/tfdata      against tf.data, with its fused decoding and cropping
+    decode/webdataset  the same from tar shards, against the library webdataset with PIL
+    shards/random      random members of tar shards, against batched reads of ArrayRecords
+    digits/direct      the bundled digits, against indexing them
+    stall/decode       share of a training loop that waits for data
+    start/million_*    seconds to the first batch of a million examples, in a fresh process
+    memory/epoch       resident memory at the end of an epoch over that after a tenth of it
 
-A run draws a fixed number of batches from a fresh iterator, its start included.
+A run draws a fixed number of batches from a fresh iterator, its start included. Rows of decode/ are
+per core: each side is a process of its own, pinned to one core, and they take turns. Peers run in
+the first Python of $BENCH_PEERS (separated by colons) that has them, else in this one.
 """
 
-import concurrent.futures
+import contextlib
 import importlib.util
-import io
-import itertools
 import os
 import pathlib
 import tempfile
@@ -25,10 +32,16 @@ import numpy as np
 from big_vision_like import goodput
 from big_vision_like.config import UserError
 from big_vision_like.input import ops, pipeline, sources
-from tools.bench.harness import Options, Row, Run, Target, compare
+from tools.bench import input_data as data
+from tools.bench import input_peers, processes
+from tools.bench.harness import Options, Row, Run, Spread, Target, compare
 
 OURS_AGAINST_RAW = Target("14", 0.9, 0.97)
 STALL = Target("14 (stall)", 0.03, 0.005, at_most=True)
+DECODE = Target("14 (decode)", 1.3)
+SHARDS = Target("14 (shards)", 0.8)
+START = Target("14 (start)", 2.0, at_most=True)
+FLAT = Target("14 (memory)", 1.05, at_most=True)
 
 
 class Sizes(NamedTuple):
@@ -37,12 +50,16 @@ class Sizes(NamedTuple):
   images: int = 256
   batch: int = 32
   crop: int = 224
-  records: int = 2048
+  records: int = 8192
   record_batch: int = 256
+  members: int = 2048
   digits: int = 4096
+  million: int = 1_000_000
+  epoch: int = 8192
+  shards: int = 8
 
 
-SMOKE = Sizes(16, 8, 32, 32, 8, 64)
+SMOKE = Sizes(16, 8, 32, 32, 8, 32, 64, 200, 80, 2)
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -55,47 +72,9 @@ def rows(options: Options) -> Iterator[Row]:
     if importlib.util.find_spec(package) is None:
       raise UserError(f"--suite input needs {package}: pip install -e .")
   sizes = SMOKE if options.smoke else Sizes()
-  with tempfile.TemporaryDirectory() as folder:
-    root = pathlib.Path(folder)
-    yield from _read(options, sizes, root / "read.array_record")
-    yield from _decode(options, sizes, root / "pictures")
-    yield from _digits(options, sizes)
-    yield from _stall(options, sizes, root / "stall")
-
-
-# -------------------------------------------------------------------------------------------- data
-
-
-def jpeg(seed: int, width: int = 500, height: int = 375) -> bytes:
-  """A picture of smooth blobs with some noise: compresses about as well as a photograph."""
-  from PIL import Image
-
-  rng = np.random.default_rng(seed)
-  coarse = Image.fromarray(rng.integers(0, 256, (height // 25, width // 25, 3), np.uint8))
-  smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-  noisy = np.clip(smooth + rng.integers(-12, 13, smooth.shape), 0, 255).astype(np.uint8)
-  out = io.BytesIO()
-  Image.fromarray(noisy).save(out, "JPEG", quality=90)
-  return out.getvalue()
-
-
-def write_records(path: pathlib.Path, count: int) -> int:
-  """An ArrayRecord file of `count` pictures' bytes; returns its size in bytes."""
-  from array_record.python.array_record_module import ArrayRecordWriter
-
-  pictures = [jpeg(seed) for seed in range(16)]
-  writer = ArrayRecordWriter(str(path), "group_size:1")
-  for record in itertools.islice(itertools.cycle(pictures), count):
-    writer.write(record)
-  writer.close()
-  return path.stat().st_size
-
-
-def write_pictures(folder: pathlib.Path, count: int) -> None:
-  """A folder with one class of `count` pictures."""
-  (folder / "class").mkdir(parents=True)
-  for seed in range(count):
-    (folder / "class" / f"{seed:05d}.jpg").write_bytes(jpeg(seed))
+  for part in (_read, _decode, _decode_shards, _shards, _digits, _stall, _start, _memory):
+    with tempfile.TemporaryDirectory() as folder:
+      yield from part(options, sizes, pathlib.Path(folder))
 
 
 def _cores() -> int:
@@ -103,17 +82,8 @@ def _cores() -> int:
 
 
 def _ours(cfg: dict[str, Any], batch: int, batches: int) -> Run:
-  """A run of the pipeline, of `batches` batches."""
-
-  def run():
-    stream = pipeline.train_batches(
-      {"num_threads": _cores(), **cfg}, batch_size=batch, seed=0, start_step=0
-    )
-    for _ in range(batches):
-      next(stream)
-    stream.close()
-
-  return run
+  """A run of the pipeline in this process."""
+  return input_peers.ours({"num_threads": _cores(), **cfg}, batch, batches)
 
 
 # -------------------------------------------------------------------------------------------- rows
@@ -127,110 +97,127 @@ def _rates(rows: Iterator[Row], examples: int, **values: Any) -> Iterator[Row]:
     yield row
 
 
-def _read(options: Options, sizes: Sizes, path: pathlib.Path) -> Iterator[Row]:
+def _raw(file: pathlib.Path, count: int, batch: int) -> Run:
+  """Batched reads of an ArrayRecord file by its own library."""
+  from array_record.python import array_record_data_source
+
+  records = array_record_data_source.ArrayRecordDataSource([str(file)])
+  parts = np.random.default_rng(0).permutation(count).reshape(-1, batch).tolist()
+
+  def run():
+    for part in parts:
+      records.__getitems__(part)
+
+  return run
+
+
+def _read(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:
   if not options.wants("read/raw"):
     return
-  written = write_records(path, sizes.records)
-  batches = sizes.records // sizes.record_batch
-
-  def raw() -> Run:
-    records = sources.open_source(f"array_record(pattern='{path}')").records
-    order = np.random.default_rng(0).permutation(sizes.records)
-    parts = order.reshape(batches, sizes.record_batch).tolist()
-
-    def run():
-      for part in parts:
-        records.__getitems__(part)
-
-    return run
-
-  cfg = {"source": f"array_record(pattern='{path}')", "pp": "keep(record)"}
-  ours = lambda: _ours(cfg, sizes.record_batch, batches)
+  file = folder / "read.array_record"
+  source = data.write_records(file, sizes.records)
+  cfg = {"source": source, "pp": "keep(record)"}
+  raw = lambda: _raw(file, sizes.records, sizes.record_batch)
+  ours = lambda: _ours(cfg, sizes.record_batch, sizes.records // sizes.record_batch)
   found = compare(options, "read", ours, {"raw": raw}, targets={"raw": OURS_AGAINST_RAW})
-  yield from _rates(found, sizes.records, bytes=written)
+  yield from _rates(found, sizes.records, bytes=file.stat().st_size)
 
 
 def _decode_pp(sizes: Sizes) -> str:
   return f"decode|random_resized_crop({sizes.crop})|flip_lr|value_range(-1, 1)|keep(image)"
 
 
+def _wanted(options: Options, *names: str) -> bool:
+  return sum(options.wants(name) for name in names) > 0  # not any: all of them are asked for
+
+
+def _per_core(
+  options: Options, sizes: Sizes, source: str, peers: dict[str, dict[str, Any]]
+) -> Iterator[Row]:
+  """Rows decode/<peer>: ours and each peer in a process of one core; `peers`: kind, arguments."""
+  pp, batches = _decode_pp(sizes), sizes.images // sizes.batch
+  cfg = {"source": source, "pp": pp, "num_threads": 1}
+  made: dict[str, processes.Process] = {}
+  with contextlib.ExitStack() as stack:
+
+    def start(name: str, **args: Any) -> Callable[[], Run]:
+      def build() -> Run:
+        made[name] = stack.enter_context(processes.Process(**args, batch=sizes.batch))
+        return made[name]
+
+      return build
+
+    ours = start("ours", kind="ours", cfg=cfg, batches=batches)
+    runs = {name: start(name, **args) for name, args in peers.items()}
+    targets = dict.fromkeys(("torch", "torch_1", "torchvision"), DECODE)
+    for row in _rates(compare(options, "decode", ours, runs, targets=targets), sizes.images):
+      if row.value is not None:
+        cpu = [min(made[name].cpu) for name in ("ours", row.name.removeprefix("decode/"))]
+        row = row._replace(values={**row.values, "cpu_ratio": cpu[1] / cpu[0]})
+      yield row
+
+
 def _decode(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:
-  if not [n for n in ("decode/threads", "decode/torch") if options.wants(n)]:
+  names = ("direct", "torch", "torch_1", "torchvision", "tfdata")
+  if not _wanted(options, *(f"decode/{name}" for name in names)):
     return
-  write_pictures(folder, sizes.images)
-  source, pp = f"image_folder(path='{folder}')", _decode_pp(sizes)
+  source = data.write_pictures(folder, sizes.images)
+  same = dict(folder=str(folder), size=sizes.crop)
   batches = sizes.images // sizes.batch
+  direct = dict(kind="direct", source=source, pp=_decode_pp(sizes), batches=batches)
+  peers = {
+    "direct": direct,
+    "torch": dict(kind="torch", workers=0, **same),
+    "torch_1": dict(kind="torch", workers=1, **same),
+    "torchvision": dict(kind="torchvision", workers=1, **same),
+    "tfdata": dict(kind="tfdata", **same),
+  }
+  yield from _per_core(options, sizes, source, peers)
 
-  def threads() -> Run:
-    data, op = sources.open_source(source), ops.build(pp)
-    pool = concurrent.futures.ThreadPoolExecutor(_cores())
-    one = lambda i: op(data[i], np.random.default_rng(i))["image"]
+
+def _decode_shards(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:
+  if not options.wants("decode/webdataset"):
+    return
+  shards = data.write_shards(folder, sizes.images, sizes.shards)
+  peer = dict(kind="webdataset", shards=shards, size=sizes.crop)
+  source = f"webdataset(pattern='{folder}/*.tar')"
+  yield from _per_core(options, sizes, source, {"webdataset": peer})
+
+
+def _shards(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:
+  if not options.wants("shards/random"):
+    return
+  data.write_shards(folder, sizes.members, sizes.shards)
+  file = folder / "same.array_record"
+  data.write_records(file, sizes.members)
+  parts = np.random.default_rng(0).permutation(sizes.members).reshape(-1, sizes.record_batch)
+
+  def ours() -> Run:
+    shards = sources.open_source(f"webdataset(pattern='{folder}/*.tar')")
+    together = getattr(shards, "__getitems__", lambda part: [shards[i] for i in part])
 
     def run():
-      for start in range(0, sizes.images, sizes.batch):
-        np.stack(list(pool.map(one, range(start, start + sizes.batch))))
+      for part in parts.tolist():
+        together(part)
 
     return run
 
-  def torch() -> Run:
-    from torch.utils.data import DataLoader
-
-    loader = DataLoader(
-      Pictures(folder, sizes.crop),
-      sizes.batch,
-      shuffle=True,
-      num_workers=_cores(),
-      persistent_workers=True,
-      multiprocessing_context="spawn",  # jax has threads, which a fork would not survive
-    )
-
-    def run():
-      for _ in zip(range(batches), loader):
-        pass
-
-    return run
-
-  ours = lambda: _ours({"source": source, "pp": pp}, sizes.batch, batches)
-  peers = {"threads": threads, "torch": torch}
-  yield from _rates(compare(options, "decode", ours, peers), sizes.images)
+  raw = lambda: _raw(file, sizes.members, sizes.record_batch)
+  found = compare(options, "shards", ours, {"random": raw}, targets={"random": SHARDS})
+  yield from _rates(found, sizes.members)
 
 
-class Pictures:
-  """The same work for torch's DataLoader: decode, random crop, flip, float32 [3, S, S] in -1..1."""
-
-  def __init__(self, folder: pathlib.Path, size: int):
-    self.files, self.size = sorted(folder.glob("*/*.jpg")), size
-
-  def __len__(self) -> int:
-    return len(self.files)
-
-  def __getitem__(self, index: int) -> np.ndarray:
-    from PIL import Image
-
-    rng = np.random.default_rng(index)
-    image = Image.open(self.files[index]).convert("RGB")
-    width, height = image.size
-    area = rng.uniform(0.08, 1.0) * width * height
-    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    w, h = min(width, round((area * aspect) ** 0.5)), min(height, round((area / aspect) ** 0.5))
-    left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
-    box = (int(left), int(top), int(left + w), int(top + h))
-    image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
-    pixels = np.asarray(image)[:, :: -1 if rng.random() < 0.5 else 1]
-    return np.moveaxis(pixels.astype(np.float32) / 127.5 - 1, -1, 0)
-
-
-def _digits(options: Options, sizes: Sizes) -> Iterator[Row]:
+def _digits(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:
   batch = min(128, sizes.digits)
 
   def direct() -> Run:
-    data, op = sources.open_source("digits(split='train')"), ops.build("value_range(-1, 1)")
+    digits, op = sources.open_source("digits(split='train')"), ops.build("value_range(-1, 1)")
     rng = np.random.default_rng(0)
-    order = rng.integers(0, len(data), (sizes.digits // batch, batch)).tolist()
+    order = rng.integers(0, len(digits), (sizes.digits // batch, batch)).tolist()
 
     def run():
       for part in order:
-        np.stack([op(data[i], rng)["image"] for i in part])
+        np.stack([op(digits[i], rng)["image"] for i in part])
 
     return run
 
@@ -243,8 +230,7 @@ def _stall(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row
   """An accelerator of 1.5 x the time that a batch takes to make, which leaves the host alone."""
   if not options.wants("stall/decode"):
     return
-  write_pictures(folder, sizes.images)
-  cfg = {"source": f"image_folder(path='{folder}')", "pp": _decode_pp(sizes)}
+  cfg = {"source": data.write_pictures(folder, sizes.images), "pp": _decode_pp(sizes)}
   batches = sizes.images // sizes.batch
   run = _ours(cfg, sizes.batch, batches)
   run()
@@ -275,3 +261,32 @@ def stall_share(
         compute()
     spent = ledger.here()
     return spent["data_wait"] / sum(spent.values())
+
+
+def _start(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:
+  """Fresh processes, the index of the source in its cache."""
+  for name, write in (("million_tar", data.write_captions), ("million_lines", data.write_lines)):
+    if not options.wants(f"start/{name}"):
+      continue
+    source = write(folder, sizes.million)
+    run = dict(kind="start", cores=_cores(), batch=128, cfg={"source": source, "pp": "keep(text)"})
+    indexed = processes.once(**run)["first"]
+    found = [processes.once(**run) for _ in range(options.repeats)]
+    first = Spread.of([f["first"] for f in found])
+    imports = Spread.of([f["imports"] for f in found]).median
+    values = {"examples": sizes.million, "imports_s": imports, "without_index_s": indexed}
+    what = "seconds to the first batch"
+    yield Row(f"start/{name}", what, first.median, first, target=START, values=values)
+
+
+def _memory(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Row]:
+  """Of fresh processes that decode."""
+  if not options.wants("memory/epoch"):
+    return
+  cfg = {"source": data.write_pictures(folder, sizes.epoch), "pp": _decode_pp(sizes)}
+  run = dict(kind="memory", cores=_cores(), batch=sizes.batch, batches=sizes.epoch // sizes.batch)
+  found = [processes.once(**run, cfg=cfg) for _ in range(options.repeats)]
+  growth = Spread.of([f["end"] / f["early"] for f in found])
+  values = {"examples": sizes.epoch, "end_bytes": max(f["end"] for f in found)}
+  what = "x the memory after a tenth of the epoch"
+  yield Row("memory/epoch", what, growth.median, ratios=growth, target=FLAT, values=values)
