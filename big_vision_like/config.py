@@ -208,10 +208,11 @@ def whole_number(value: Any, what: str, low: int | None = None) -> int:
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> UserError:
-  """The error for a name that is not one of `known`: nearest ones first, then the list."""
+  """The error for a name that is not one of `known`: nearest ones first, then a list if short."""
   near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
   hint = f"did you mean {' or '.join(near)}? " if near else ""
-  return UserError(f"{what} {name!r} is unknown; {hint}known: {', '.join(sorted(known))}")
+  every = f"known: {', '.join(sorted(known))}" if len(known) <= 40 or not near else ""
+  return UserError(f"{what} {name!r} is unknown; {hint}{every}".rstrip())
 
 
 def find_module(package: str, name: str, what: str) -> ModuleType:

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from big_vision_like.config import UserError
-from big_vision_like.input import ops, records, sources
+from big_vision_like.input import ops, sources
+from big_vision_like.input.formats import records
 from big_vision_like.input.sources import open_source
 from tools.convert_data import __main__ as command
 from tools.convert_data import formats, manifest, tfds

@@ -216,7 +216,7 @@ def test_packed_texts_are_told_apart():
   "args, message",
   [
     ((), "--config is missing"),
-    (("--config", "configs/siglip.py:smoke", "--config.input.pp=flip"), "did you mean flip_lr"),
+    (("--config", "configs/siglip.py:smoke", "--config.input.pp=flip_rl"), "did you mean flip_lr"),
     (("--config", "configs/siglip.py:smoke", "--config.input.po=1"), "no key 'po'"),
     (("--config", "configs/siglip.py:smoke", "--count", "0"), "--count = 0"),
     (("--config", "configs/siglip.py:smoke", "--batch", "-1"), "--batch = -1"),

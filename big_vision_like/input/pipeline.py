@@ -227,7 +227,9 @@ class _ReadChunk(NamedTuple):
   batches: Assembly | None = None
 
   def __call__(self, chunk: int) -> Chunk:
-    put = self.batches and functools.partial(self.batches.put, *self.rows.place(chunk))
+    if self.batches is None:
+      return self.reader(*self.rows(chunk))
+    put = functools.partial(self.batches.put, *self.rows.place(chunk))
     return self.reader(*self.rows(chunk), put)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from big_vision_like.config import UserError
-from big_vision_like.input import ops
+from big_vision_like.input import ops, packing
 from big_vision_like.input.bad import Bad, describe
 from big_vision_like.input.batching import Batch, Example, stack
 from big_vision_like.input.order import Order
@@ -84,7 +84,7 @@ class Reader:
         raise UserError(f"{part.where}.{part.key} = {part.source!r} has no examples")
     self.ops = [ops.build(p.pp, f"{p.where}.pp") for p in self.parts]
     self.ops_at = " and ".join(f"{p.where}.pp" for p in self.parts)
-    self.packer = _packer(pack)
+    self.packer = packing.build(pack) if pack else None
     self.window = self.packer.rows if self.packer else 1
     self.order = Order(
       dict(zip(parts, map(len, self.sources))),
@@ -119,6 +119,7 @@ class Reader:
     `put`, if given, takes the rows instead of the chunk.
     """
     found: list[Bad] = []
+    seen = self.first_example(first + count) - self.first_example(first)
     try:
       at = np.arange(first, first + count)
       if self.exact:
@@ -129,11 +130,10 @@ class Reader:
         rows, dropped = self._packed(first, count, found)
       for row, index in zip(rows, at.tolist()):
         row["index"] = index
-      seen = self.first_example(first + count) - self.first_example(first)
       batch = stack(rows, self.ops_at) if put is None else put(rows)
       return Chunk(batch or {}, seen, tuple(found), dropped)
     except UserError as e:  # as a value: it would lose its type between processes
-      return Chunk({}, bad=tuple(found), error=str(e))
+      return Chunk({}, seen, tuple(found), error=str(e))
 
   def _packed(self, first: int, count: int, found: list[Bad]) -> tuple[list[Example], int]:
     """Rows of whole windows, and how many examples found no room."""
@@ -178,14 +178,6 @@ class Reader:
 
 def _reopened(parts: Mapping[str, Part], made_of: Mapping[str, Any]) -> Reader:
   return Reader(parts, **made_of)
-
-
-def _packer(spec: str) -> Any:
-  if not spec:
-    return None
-  from big_vision_like.input import packing
-
-  return packing.build(spec, "config.input.pack")
 
 
 def read_together(source: Source, indices: list[int]) -> list[Example | None]:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from big_vision_like.config import UserError
-from big_vision_like.input import decoding, ops
+from big_vision_like.input import ops
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import decoding
 
 RNG = np.random.default_rng(0)
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from big_vision_like.config import UserError
-from big_vision_like.input import decoding, ops, pixels
+from big_vision_like.input import ops, pixels
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import decoding
 
 
 def image(height=41, width=57, channels=3, seed=0):

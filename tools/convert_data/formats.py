@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from big_vision_like.config import UserError
-from big_vision_like.input import records
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import records
 from big_vision_like.metrics import encode_png
 from tools.convert_data.manifest import Plan
 
@@ -32,7 +32,7 @@ def make(to: str, features: dict[str, Any] | None = None) -> Any:
 
 
 class ArrayRecord:
-  """Records of `input/records.py`: every value comes back with its type."""
+  """Records of `input/formats/records.py`: every value comes back with its type."""
 
   def encode(self, index: int, example: Example) -> bytes:
     return records.encode(example)

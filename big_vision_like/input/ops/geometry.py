@@ -3,7 +3,7 @@
 import numpy as np
 
 from big_vision_like.config import UserError
-from big_vision_like.input import decoding
+from big_vision_like.input.formats import decoding
 from big_vision_like.input.pixels import (
   bounds,
   check_fits,

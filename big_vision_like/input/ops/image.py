@@ -3,7 +3,7 @@
 import numpy as np
 
 from big_vision_like.config import UserError, unknown, whole_number
-from big_vision_like.input import decoding
+from big_vision_like.input.formats import decoding
 from big_vision_like.input.pixels import (
   FLAVOURS,
   method_of,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from big_vision_like.config import UserError, unknown, whole_number
-from big_vision_like.input import media
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import media
 from big_vision_like.input.ops import image
 
 Example = dict[str, Any]

@@ -1,6 +1,7 @@
 """Folders of audio files."""
 
-from big_vision_like.input import media, paths
+from big_vision_like.input import paths
+from big_vision_like.input.formats import media
 
 SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf")
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from big_vision_like.config import UserError, unknown
-from big_vision_like.input import paths, rows
+from big_vision_like.input import paths
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import rows
 
 _WHERE = "source documents"
 _MARKDOWN = (".md", ".markdown")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from big_vision_like.config import UserError, unknown
-from big_vision_like.input import array_records, paths, records
+from big_vision_like.input import paths
+from big_vision_like.input.formats import array_records, records
 
 INFO = "dataset_info.json"
 

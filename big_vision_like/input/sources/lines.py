@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from big_vision_like.config import UserError, unknown
-from big_vision_like.input import paths, rows
+from big_vision_like.input import paths
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import rows
 
 
 def _is_number(text: str) -> bool:

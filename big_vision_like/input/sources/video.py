@@ -4,7 +4,8 @@ import itertools
 from typing import Any
 
 from big_vision_like.config import UserError
-from big_vision_like.input import media, paths
+from big_vision_like.input import paths
+from big_vision_like.input.formats import media
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".gif", ".mpg", ".mpeg", ".ts", ".ogv")
 FRAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

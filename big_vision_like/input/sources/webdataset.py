@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from big_vision_like.config import unknown
-from big_vision_like.input import fields, paths, tar, unpacked
+from big_vision_like.input import paths
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import fields, tar, unpacked
 
 WHERE = "source webdataset"
 INDEX = "webdataset-1"

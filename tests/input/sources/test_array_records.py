@@ -8,8 +8,9 @@ import pytest
 from hypothesis import strategies as st
 
 from big_vision_like.config import UserError
-from big_vision_like.input import array_records, records, sources
+from big_vision_like.input import sources
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import array_records, records
 
 
 def write(path, data, options="group_size:1"):

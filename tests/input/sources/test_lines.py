@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from big_vision_like.config import UserError
-from big_vision_like.input import pipeline, rows, schema, sources
+from big_vision_like.input import pipeline, schema, sources
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import rows
 
 
 def png(value):

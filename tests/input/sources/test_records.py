@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from big_vision_like.config import UserError
-from big_vision_like.input import records
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import records
 
 DTYPES = st.sampled_from(["bool", "u1", "i2", "i8", "u8", "f2", "f4", ">f8", "c8", "S3", "U2"])
 ARRAYS = DTYPES.flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, min_side=0)))

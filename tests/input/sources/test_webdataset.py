@@ -14,8 +14,9 @@ import pytest
 from hypothesis import strategies as st
 
 from big_vision_like.config import UserError
-from big_vision_like.input import fields, paths, pipeline, sources, tar
+from big_vision_like.input import paths, pipeline, sources
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import fields, tar
 from big_vision_like.input.sources import webdataset
 
 

@@ -1,0 +1,1 @@
+"""File formats: from paths and bytes to rows, members, records and pixels."""
