@@ -51,7 +51,7 @@ setup(
     "video": ["av>=15"],
     "audio": ["soundfile>=0.13"],
     "test": [
-      *("pytest", "hypothesis", "beartype", "chex", "ruff"),
+      *("pytest", "pytest-xdist", "hypothesis", "beartype", "chex", "ruff"),
       *("fsspec", "pyarrow", "scikit-image", "av>=15", "soundfile>=0.13"),
     ],
     "parity": ["torch==2.13.0", "transformers", "diffusers", "timm", "open_clip_torch"],
