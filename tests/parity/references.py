@@ -1,7 +1,7 @@
 """Runs the reference implementations: needs the extra `parity` (torch, transformers), no network.
 
     python -m tests.parity.references          # compares with the files beside this one
-    python -m tests.parity.references --write  # writes them
+    python -m tests.parity.references --write  # writes them; names of cases limit it to those
 
 Each reference is loaded from a folder of safetensors with the names of `interop`, by its own
 `from_pretrained`, which must neither miss nor drop a tensor.
@@ -12,11 +12,14 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 
-from big_vision_like.interop import huggingface
-from tests.parity import cases, spectrograms, weights
+from big_vision_like.config import modules
+from big_vision_like.interop import families
+from tests import parity
+from tests.parity import cases, weights
 
 FOLDER = pathlib.Path(__file__).parent / "outputs"
 CLASSES = {
@@ -43,7 +46,7 @@ def load(config: dict):
     cls(hf).save_pretrained(folder)  # the names and shapes that published files have
     file = f"{folder}/model.safetensors"
     # Fixed tables as published files have them: some versions of the reference start from others.
-    tables = huggingface.family(config).constants(hf.to_dict())
+    tables = families.family(config).constants(hf.to_dict())
     named = {
       k: v if k.endswith("num_batches_tracked") else tables.get(k, weights.tensor(k, v.shape))
       for k, v in load_file(file).items()
@@ -58,8 +61,6 @@ def load(config: dict):
 
 def run(name: str) -> dict[str, np.ndarray]:
   """Outputs, loss and a few gradients of the case."""
-  if name in spectrograms.CASES:
-    return spectrograms.reference(name)
   import torch
 
   config = cases.CONFIGS[name]
@@ -88,18 +89,29 @@ def run(name: str) -> dict[str, np.ndarray]:
   loss.backward()
   out["loss"] = loss
   # Fixed tables are parameters there, some with a gradient that their training throws away.
-  fixed = huggingface.family(config).constants(model.config.to_dict())
+  fixed = families.family(config).constants(model.config.to_dict())
   grads = [p.grad for k, p in model.named_parameters() if p.grad is not None and k not in fixed]
   out["grad_norm"] = torch.sqrt(sum((g.double() ** 2).sum() for g in grads))
   return {k: v.detach().float().numpy() for k, v in out.items()}
+
+
+def groups() -> dict[str, Callable[[str], dict[str, np.ndarray]]]:
+  """Name of a case -> what gives its outputs: those here, and those of files that have `CASES`."""
+  out = dict.fromkeys(cases.CONFIGS, run)
+  for module in modules(parity.__name__, parity.__path__):
+    out |= dict.fromkeys(getattr(module, "CASES", ()), getattr(module, "reference", None))
+  return out
 
 
 def main() -> int:
   """Writes or compares; returns 1 where a stored file is not reproduced."""
   write, code = "--write" in sys.argv, 0
   FOLDER.mkdir(exist_ok=True)
-  for name in [*cases.CONFIGS, *spectrograms.CASES]:
-    got, file = run(name), FOLDER / f"{name}.json"
+  only = [a for a in sys.argv[1:] if a != "--write"]
+  for name, reference in groups().items():
+    if only and name not in only:
+      continue
+    got, file = reference(name), FOLDER / f"{name}.json"
     if write:
       file.write_text(json.dumps({k: v.astype(float).round(8).tolist() for k, v in got.items()}))
     stored = json.loads(file.read_text())

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from big_vision_like.config import UserError, wrap
-from big_vision_like.interop import files, huggingface, tables
+from big_vision_like.interop import families, files, huggingface, tables
 from big_vision_like.layers import masking
 from big_vision_like.layers.patch_embed import grid_of, patchify
 from big_vision_like.losses import contrastive, masked
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4  # of the scale of the output, float32
 
 def theirs(hf, like):
   """Name-seeded tensors with the names and shapes that the table says the family has."""
-  family = huggingface.family(hf)
+  family = families.family(hf)
   constants = family.constants(hf)
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
   shapes = tables.to_theirs(family.rules(hf), zeros, sizes=family.sizes(hf))
@@ -40,7 +40,7 @@ class Ours:
 
   def __init__(self, name: str, scan: bool):
     self.hf = hf = cases.CONFIGS[name]
-    self.kind, kwargs = hf["model_type"], huggingface.family(hf).model(hf)
+    self.kind, kwargs = hf["model_type"], families.family(hf).model(hf)
     size = hf.get("vision_config", hf).get("image_size", 32)
     size = tuple(size) if isinstance(size, list) else (size, size)
     self.batch = {"image": weights.image(cases.BATCH, *size, 3)}
@@ -103,7 +103,7 @@ class Ours:
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_loss_and_gradient(name, scan):
   ours = Ours(name, scan)
-  family = huggingface.family(ours.hf)
+  family = families.family(ours.hf)
   tensors, rules = theirs(ours.hf, ours.like), family.rules(ours.hf)
   constants = family.constants(ours.hf)
   variables = tables.to_ours(rules, tensors, ours.like, constants=constants)
@@ -132,7 +132,7 @@ def test_outputs_loss_and_gradient(name, scan):
 
 def test_what_does_not_fit_is_named():
   ours = Ours("vit", True)
-  rules = huggingface.family(ours.hf).rules(ours.hf)
+  rules = families.family(ours.hf).rules(ours.hf)
   tensors = theirs(ours.hf, ours.like)
   broken = {k: v for k, v in tensors.items() if "layernorm.bias" not in k} | {"extra": np.ones(2)}
   broken["classifier.bias"] = np.ones(7, np.float32)
@@ -160,4 +160,4 @@ def test_folders(tmp_path):
   with pytest.raises(UserError, match="not a file of this folder"):
     huggingface.read(tmp_path)
   with pytest.raises(UserError, match="'vitt' is unknown; did you mean vit"):
-    huggingface.family({"model_type": "vitt"})
+    families.family({"model_type": "vitt"})

@@ -1,0 +1,82 @@
+"""What one `model_type` of Hugging Face needs: its config in our words, and the table of names.
+
+Each file here has `FAMILIES = {model_type: Family(...)}`; the names are those that published
+checkpoints store. Model files know nothing of this.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from big_vision_like.config import modules, unknown
+from big_vision_like.interop.tables import Rule, Tensors
+
+GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
+PATCH = "D C p q -> (p q C) D"
+HF = Mapping[str, Any]  # a config.json
+
+
+class Family(NamedTuple):
+  """What one `model_type` needs.
+
+  Attributes:
+    model: their config -> keyword arguments of our model's `make`.
+    rules: their config -> the table of names.
+    sizes: their config -> lengths of merged axes, for the way back.
+    constants: their config -> tensors of theirs that we compute.
+    ignore: a regex of their tensors that carry nothing.
+  """
+
+  model: Callable[[HF], dict[str, Any]]
+  rules: Callable[[HF], list[Rule]]
+  sizes: Callable[[HF], dict[str, int]] = lambda hf: {}
+  constants: Callable[[HF], Tensors] = lambda hf: {}
+  ignore: str = r"$^"
+
+
+def family(hf: HF) -> Family:
+  """The entry of `hf["model_type"]`. Raises `UserError` where there is none."""
+  known = {k: v for module in modules(__name__, __path__) for k, v in module.FAMILIES.items()}
+  name = hf.get("model_type", "")
+  if name not in known:
+    raise unknown("config.json: model_type", name, list(known))
+  return known[name]
+
+
+def pair(size: Any) -> tuple[int, int]:
+  """(height, width), a square from one number."""
+  return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+
+
+def gelu(hf: HF) -> str:
+  """Our name of `hidden_act`. Raises `UserError` where there is none."""
+  name = hf.get("hidden_act", "gelu")
+  if name not in GELU:
+    raise unknown("config.json: hidden_act", name, list(GELU))
+  return GELU[name]
+
+
+def transformer(hf: HF, **defaults: Any) -> dict[str, Any]:
+  """The keys that all their transformers share; `defaults` are the family's own."""
+  hf = {**defaults, **hf}
+  return dict(
+    width=hf["hidden_size"],
+    depth=hf["num_hidden_layers"],
+    mlp_dim=hf["intermediate_size"],
+    num_heads=hf["num_attention_heads"],
+    gelu=gelu(hf),
+    eps=hf["layer_norm_eps"],
+  )
+
+
+def image(hf: HF, **defaults: Any) -> dict[str, Any]:
+  """The same of an image tower with learned positions."""
+  hf = {**defaults, **hf}
+  return transformer(hf) | dict(
+    patch_size=pair(hf["patch_size"]), image_size=pair(hf["image_size"]), pos_embed="learn"
+  )
+
+
+def patch_sizes(hf: HF) -> dict[str, int]:
+  """Height and width of a patch, the axes p and q of `PATCH`."""
+  p, q = pair(hf["patch_size"])
+  return {"p": p, "q": q}

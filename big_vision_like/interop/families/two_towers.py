@@ -1,0 +1,113 @@
+"""SigLIP and CLIP: an image and a text tower."""
+
+from typing import Any
+
+from big_vision_like.interop.families import HF, PATCH, Family, image, patch_sizes, transformer
+from big_vision_like.interop.tables import Rule, dense, norm
+
+
+def _clip_blocks(theirs: str, ours: str) -> list[Rule]:
+  """The encoder layers of CLIP and SigLIP, both towers."""
+  return [
+    *norm(f"{theirs}.layer_norm1", f"{ours}/ln1"),
+    *dense(f"{theirs}.self_attn.q_proj", f"{ours}/attn/query"),
+    *dense(f"{theirs}.self_attn.k_proj", f"{ours}/attn/key"),
+    *dense(f"{theirs}.self_attn.v_proj", f"{ours}/attn/value"),
+    *dense(f"{theirs}.self_attn.out_proj", f"{ours}/attn/out"),
+    *norm(f"{theirs}.layer_norm2", f"{ours}/ln2"),
+    *dense(f"{theirs}.mlp.fc1", f"{ours}/mlp/up"),
+    *dense(f"{theirs}.mlp.fc2", f"{ours}/mlp/down"),
+  ]
+
+
+def _two_towers(hf: HF) -> list[Rule]:
+  """What both have."""
+  text, vision = "text_model.embeddings", "vision_model.embeddings"
+  return [
+    Rule(f"{text}.token_embedding.weight", "text/embed/embedding"),
+    Rule(f"{text}.position_embedding.weight", "text/pos_embed"),
+    *_clip_blocks("text_model.encoder.layers.{i}", "text/encoder/block_{i}"),
+    *norm("text_model.final_layer_norm", "text/encoder/norm"),
+    Rule(f"{vision}.patch_embedding.weight", "image/patch_embed/proj/kernel", PATCH),
+    *_clip_blocks("vision_model.encoder.layers.{i}", "image/encoder/block_{i}"),
+    *norm("vision_model.post_layernorm", "image/encoder/norm"),
+  ]
+
+
+def _siglip(hf: HF) -> list[Rule]:
+  pool, ours = "vision_model.head", "image/pool"
+  qkv = lambda leaf: tuple(f"{ours}/attn/{part}/{leaf}" for part in ("query", "key", "value"))
+  return [
+    *_two_towers(hf),
+    Rule("logit_scale", "logit_scale", "1 -> "),
+    Rule("logit_bias", "logit_bias", "1 -> "),
+    *dense("text_model.head", "text/head"),
+    Rule("vision_model.embeddings.patch_embedding.bias", "image/patch_embed/proj/bias"),
+    Rule("vision_model.embeddings.position_embedding.weight", "image/pos_embed"),
+    Rule(f"{pool}.probe", f"{ours}/probe"),
+    Rule(f"{pool}.attention.in_proj_weight", qkv("kernel"), "o i -> i o"),
+    Rule(f"{pool}.attention.in_proj_bias", qkv("bias")),
+    *dense(f"{pool}.attention.out_proj", f"{ours}/attn/out"),
+    *norm(f"{pool}.layernorm", f"{ours}/norm"),
+    *dense(f"{pool}.mlp.fc1", f"{ours}/mlp/up"),
+    *dense(f"{pool}.mlp.fc2", f"{ours}/mlp/down"),
+  ]
+
+
+def _siglip_model(hf: HF) -> dict[str, Any]:
+  base = dict(
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    layer_norm_eps=1e-6,
+    hidden_act="gelu_pytorch_tanh",
+  )
+  text = {**base, "vocab_size": 32_000, "max_position_embeddings": 64, **hf["text_config"]}
+  vision = {**base, "patch_size": 16, "image_size": 224, **hf["vision_config"]}
+  return dict(
+    image=image(vision) | dict(pool="map"),
+    text=transformer(text)
+    | dict(vocab_size=text["vocab_size"], max_len=text["max_position_embeddings"], pool="last"),
+  )
+
+
+def _clip(hf: HF) -> list[Rule]:
+  vision = "vision_model.embeddings"
+  return [
+    *_two_towers(hf),
+    Rule("logit_scale", "logit_scale"),
+    Rule("text_projection.weight", "text/head/kernel", "o i -> i o"),
+    Rule("visual_projection.weight", "image/head/kernel", "o i -> i o"),
+    Rule(f"{vision}.class_embedding", "image/cls", "D -> 1 D"),
+    Rule(f"{vision}.position_embedding.weight", ("image/cls_pos", "image/pos_embed")),
+    *norm("vision_model.pre_layrnorm", "image/pre_norm"),
+  ]
+
+
+def _clip_model(hf: HF) -> dict[str, Any]:
+  base = dict(num_hidden_layers=12, layer_norm_eps=1e-5, hidden_act="quick_gelu")
+  text = dict(hidden_size=512, intermediate_size=2048, num_attention_heads=8, vocab_size=49_408)
+  text = {**base, **text, "max_position_embeddings": 77, **hf["text_config"]}
+  vision = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, patch_size=32)
+  vision = {**base, **vision, "image_size": 224, **hf["vision_config"]}
+  tower = dict(pool="cls", cls_pos=True, pre_norm=True, patch_bias=False, head_bias=False)
+  return dict(
+    image=image(vision) | tower,
+    text=transformer(text)
+    | dict(vocab_size=text["vocab_size"], max_len=text["max_position_embeddings"])
+    | dict(pool="argmax", causal=True, head_bias=False),
+    embed_dim=hf.get("projection_dim", 512),
+    bias_init=None,
+  )
+
+
+FAMILIES = {
+  "siglip": Family(_siglip_model, _siglip, lambda hf: patch_sizes(hf["vision_config"])),
+  "clip": Family(
+    _clip_model,
+    _clip,
+    lambda hf: patch_sizes(hf["vision_config"]),
+    ignore=r".*\.position_ids",
+  ),
+}
