@@ -11,7 +11,7 @@
     digits/direct      the bundled digits, against indexing them
     stall/decode       share of a training loop that waits for data
     start/million_*    seconds to the first batch of a million examples, in a fresh process
-    memory/epoch       resident memory at the end of an epoch over that after a tenth of it
+    memory/epoch       resident memory in the last tenth of an epoch over that in the second
 
 A run draws a fixed number of batches from a fresh iterator, its start included. Rows of decode/ are
 per core: each side is a process of its own, pinned to one core, and they take turns. Peers run in
@@ -287,6 +287,6 @@ def _memory(options: Options, sizes: Sizes, folder: pathlib.Path) -> Iterator[Ro
   run = dict(kind="memory", cores=_cores(), batch=sizes.batch, batches=sizes.epoch // sizes.batch)
   found = [processes.once(**run, cfg=cfg) for _ in range(options.repeats)]
   growth = Spread.of([f["end"] / f["early"] for f in found])
-  values = {"examples": sizes.epoch, "end_bytes": max(f["end"] for f in found)}
-  what = "x the memory after a tenth of the epoch"
+  values = {"examples": sizes.epoch, "end_bytes": round(max(f["end"] for f in found))}
+  what = "x the memory at the epoch's start"
   yield Row("memory/epoch", what, growth.median, ratios=growth, target=FLAT, values=values)

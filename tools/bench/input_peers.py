@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -80,7 +81,11 @@ def memory(cfg: dict[str, Any], batch: int, batches: int) -> Callable[[], dict[s
       next(stream)
       seen.append(resident())
     stream.close()
-    return {"early": seen[len(seen) // 10], "end": seen[-1]}
+    tenth = max(1, len(seen) // 10)  # means: the allocator moves by a batch or two at any time
+    return {
+      "early": statistics.fmean(seen[tenth : 2 * tenth]),
+      "end": statistics.fmean(seen[-tenth:]),
+    }
 
   return run
 
