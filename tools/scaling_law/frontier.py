@@ -65,7 +65,7 @@ class Parabola(NamedTuple):
 
 
 def budgets(flops: np.ndarray, tolerance: float = 0.1) -> np.ndarray:
-  """Number of the compute budget of each run: sorted budgets that lie within `tolerance` are one."""
+  """Number of the compute budget of each run; sorted ones within `tolerance` are one budget."""
   order = np.argsort(flops)
   steps = np.diff(np.log(flops[order])) > np.log1p(tolerance)
   out = np.empty(len(flops), int)

@@ -27,6 +27,9 @@ class Run(NamedTuple):
   values: np.ndarray
 
 
+Columns = dict[str, np.ndarray]
+
+
 def read(folder: str | pathlib.Path, metric: str) -> list[Run]:
   """All runs in folders below, by name.
 

@@ -1,0 +1,1 @@
+"""From finished runs to fitted scaling laws; see `__main__`."""
