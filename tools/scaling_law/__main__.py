@@ -2,9 +2,9 @@
 
 A run is any folder below DIR with `summary.json` {"params", "examples", "flops", ...} and
 `metrics.jsonl`. Fits L(N, D) = E + A / N^alpha + B / D^beta, saturating and pure power laws in
-compute, and, where the summaries have `unique_examples` or `batch_size` that differ, laws with terms
-for them; IsoFLOP parabolas, the envelope of the learning curves, the compute-optimal table, and how
-well the largest runs are foretold by the others. `--compare KEY` pairs runs that differ in KEY alone.
+compute and, where `unique_examples` or `batch_size` differ, laws with terms for them; IsoFLOP
+parabolas, the envelope of the learning curves, the compute-optimal table, and how well the largest
+runs are foretold by the others. `--compare KEY` pairs runs that differ in KEY alone.
 
 Writes `fit.json` (alpha, beta, E, A, B with 95 % intervals, and all else), plots and `index.html`.
 """
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--runs", required=True)
   parser.add_argument("--out", required=True, type=pathlib.Path)
   parser.add_argument("--metric", default="eval/val/loss")
-  parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the runs")
+  parser.add_argument("--bootstrap", type=int, default=500, help="resamples of the runs")
   parser.add_argument("--holdout", type=float, default=0.2, help="share of the largest runs")
   parser.add_argument("--budgets", default="", help="FLOPs of the optimal table, by comma")
   parser.add_argument("--compare", default="", help="key of summary.json")
