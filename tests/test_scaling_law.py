@@ -233,3 +233,27 @@ def test_points_of_the_chinchilla_paper():
   assert found["beta"]["value"] == pytest.approx(0.366, abs=0.02)
   assert found["E"]["value"] == pytest.approx(1.82, abs=0.03)
   assert found["alpha"]["low"] < 0.348 < found["alpha"]["high"]
+
+
+@pytest.mark.parametrize(
+  "task, score, upstream, published",
+  [
+    ("imagenet1k", "acc1", "LAION", 0.11),
+    ("imagenet1k", "acc1", "CLIP-WIT", 0.16),
+    ("mscoco_captions", "image_retrieval_recall@5", "LAION", 0.08),
+    ("mscoco_captions", "image_retrieval_recall@5", "CLIP-WIT", 0.05),
+  ],
+)
+def test_exponents_of_openclip(task, score, upstream, published):
+  """Error over compute: Cherti et al. 2022 (arXiv:2212.07143), Fig. 1, two digits."""
+  file = DATA / "openclip_zeroshot_results.csv"
+  if not file.exists():
+    pytest.skip("shared/data/scaling is absent")
+  rows = [
+    (float(r["gmacs_total"]), float(r[score]))
+    for r in csv.DictReader(file.read_text().splitlines())
+    if r["downstream_dataset"] == task and r["upstream_dataset"].startswith(upstream)
+  ]
+  compute, right = np.array(rows).T
+  found = fit.fit(laws.power(), {"flops": 2e9 * compute}, 1 - right, bootstrap=0, delta=0.1)
+  assert found.law.shown(found.variables)["b"] == pytest.approx(published, abs=0.005)
