@@ -126,7 +126,7 @@ class _Vector:
     self.norms = [math.sqrt(x) for x in self.norms]
 
   def similarity(self, reference: "_Vector", sigma: float) -> float:
-    """exp(-(l_c - l_r)^2 / 2 sigma^2) times the mean over n of sum_g min(c_g, r_g) r_g / |c| |r|."""
+    """exp(-(l_c - l_r)^2 / 2 sigma^2) times the mean over n of sum min(c, r) r / (|c| |r|)."""
     products = [0.0] * len(self.norms)
     for gram, weight in self.weights.items():
       right = reference.weights.get(gram, 0.0)
