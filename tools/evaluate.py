@@ -35,8 +35,13 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--workdir", nargs="+", required=True, type=pathlib.Path)
   parser.add_argument("--step", type=int, help="a saved step; the newest by default")
   parser.add_argument("--evals", help="names of config.evals, by comma; all by default")
-  help = "write JSON there; with no FILE or -, print only a line of it"
-  parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help=help)
+  parser.add_argument(
+    "--json",
+    nargs="?",
+    const="-",
+    metavar="FILE",
+    help="write JSON there; with no FILE, or -, print only a line of it",
+  )
   parser.add_argument("--html", type=pathlib.Path, metavar="FILE", help="write a page there")
   parser.add_argument("--mistakes", type=int, default=12, help="of each evaluator on that page")
   args = parser.parse_args(argv)
