@@ -44,6 +44,9 @@ def test_table_marks_the_best():
     ("frechet", 1.0),
     ("pixels", None),
     ("nearest_cider", None),
+    ("mean_per_class", 2.0),
+    ("mean_rank", 1.0),
+    ("5shot/stderr", None),
   ],
 )
 def test_which_way_is_better(name, best):

@@ -22,11 +22,13 @@ from tools import report
 
 # Which way is better, by the last part of a metric's name; else higher is.
 LOWER = re.compile(
-  r"(.*_)?(loss|nll|perplexity|bits|error|mse|rmse|mae|abs_rel|frechet|uniformity|alignment)"
+  r"(.*_)?(loss|nll|perplexity|bits|error|mse|rmse|mae|absrel|frechet|uniformity|alignment)|"
+  r"(mean|median)_rank"
 )
-# Neither way: what a model is compared with, and descriptions of the data.
+# Neither way: what a model is compared with, and what describes data, features or a fitted probe.
 NEITHER = re.compile(
-  r"pixels|classifier|frechet_train|(nearest|mean|baseline|chance)(_.*)?|count|num_.*|sharpness"
+  r"pixels|classifier|frechet_train|nearest(_.*)?|mean_fill|mean_image|baseline|sharpness|"
+  r"dim|std|stderr|rank|entropy|C|lr|l2|weight_decay|held_out|all"
 )
 
 
