@@ -2,7 +2,8 @@
 
 Prints a table, metrics by runs, the best of each marked where it is known which way is better, then
 a line of JSON. `x [low, high]` where an evaluator gives an interval (`x/low` and `x/high` beside
-`x`). `--html` also shows the hardest mistakes of evaluators that list them.
+`x`); `--bootstrap 1000` asks for those where the config does not say. `--html` also shows the
+hardest mistakes of evaluators that list them.
 """
 
 import argparse
@@ -46,14 +47,15 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument("--html", type=pathlib.Path, metavar="FILE", help="write a page there")
   parser.add_argument("--mistakes", type=int, default=12, help="of each evaluator on that page")
+  parser.add_argument("--bootstrap", type=int, default=0, help="resamples of each mean; 0: none")
   args = parser.parse_args(argv)
   file = pathlib.Path(args.json) if args.json not in (None, "-") else None
   for flag, out in (("--json", file), ("--html", args.html)):
     if out is not None:
       _write(flag, out, None)  # shows before any evaluation that it can be written
   names = _names(args.workdir, args.evals)
-  count = args.mistakes if args.html else 0
-  runs = [evaluate(d, args.step, evals, count) for d, evals in zip(args.workdir, names)]
+  options = dict(mistakes=args.mistakes if args.html else 0, bootstrap=args.bootstrap)
+  runs = [evaluate(d, args.step, evals, **options) for d, evals in zip(args.workdir, names)]
   report.name_apart(runs, args.workdir)
   if jax.process_index() == 0:
     if args.json != "-":
@@ -82,14 +84,21 @@ def _names(workdirs: list[pathlib.Path], wanted: str | None) -> list[list[str]]:
 
 
 def evaluate(
-  workdir: pathlib.Path, step: int | None, names: list[str], mistakes: int = 0
+  workdir: pathlib.Path,
+  step: int | None,
+  names: list[str],
+  *,
+  mistakes: int = 0,
+  bootstrap: int = 0,
 ) -> dict[str, Any]:
   """Scores of a run's saved step: name, workdir, step, scores, and mistakes of evaluators.
 
   Pictures and examples of the evaluators go to the workdir, as in training.
   """
   config, method, state, mesh = train.restore(workdir, step)
-  chosen = Config({**config.to_dict(), "evals": {n: config.evals[n].to_dict() for n in names}})
+  common = {"bootstrap": bootstrap} if bootstrap else {}
+  evals = {n: common | config.evals[n].to_dict() for n in names}
+  chosen = Config({**config.to_dict(), "evals": evals})
   evaluators = train.make_evaluators(chosen, method, mesh)
   with jax.set_mesh(mesh):
     scores = train.evaluate(evaluators, state)
