@@ -5,7 +5,7 @@ them need is here: walking over a split exactly, each example once, on any numbe
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -65,6 +65,33 @@ def enlarged(image: np.ndarray, width: int = 400) -> np.ndarray:
   """[H, W, C] with every pixel repeated, until it is at least `width` pixels wide."""
   scale = max(1, -(-width // image.shape[1]))
   return image.repeat(scale, 0).repeat(scale, 1)
+
+
+class Mistake(NamedTuple):
+  """A wrong answer, as `mistakes(state, n)` of an evaluator lists them, the worst first.
+
+  Attributes:
+    index: row of the split.
+    image: uint8 [H, W, 1 or 3].
+    predicted: what was said.
+    right: what would have been right.
+    score: how wrong it is, higher is worse: by how much the wrong answer beats the right one.
+  """
+
+  index: int
+  image: np.ndarray
+  predicted: str
+  right: str
+  score: float
+
+
+def hardest(margin: np.ndarray, n: int) -> list[int]:
+  """Rows of the `n` largest margins [N] of the best wrong answer over the right one, from 0 up.
+
+  A tie is a mistake; NaN is one, and comes first.
+  """
+  order = np.argsort(-np.nan_to_num(margin, nan=np.inf), kind="stable")[: max(n, 0)]
+  return [i for i in order.tolist() if not margin[i] < 0]
 
 
 class Split:
@@ -145,6 +172,13 @@ class Split:
     rows = (example[key] for example in self._examples(rows))
     rows = (list(x) if isinstance(x, (list, tuple)) else [x] for x in rows)
     return [[t.decode() if isinstance(t, bytes) else str(t) for t in x] for x in rows]
+
+  def raw_text(self, row: int) -> str:
+    """The text of a row as the source has it, before `pp`; the first of several."""
+    index = int(self.reader.order(np.asarray([row]))[1][0])
+    text = self.reader.sources[0][index].get("text", f"row {row}")
+    text = text[0] if isinstance(text, (list, tuple)) else text
+    return text.decode() if isinstance(text, bytes) else str(text)
 
   def images(self, rows: list[int]) -> list[np.ndarray]:
     """Those rows' images as uint8 [H, W, 1 or 3], for people: stretched to their own range."""

@@ -12,8 +12,10 @@ import numpy as np
 from big_vision_like import axes
 from big_vision_like.config import Config, UserError
 from big_vision_like.evaluators import (
+  Mistake,
   Split,
   enlarged,
+  hardest,
   need,
   need_numbers,
   ranks,
@@ -122,6 +124,20 @@ class Evaluator:
     present = np.unique(rows["label"])
     means = np.stack([scores[rows["label"] == k].mean(axis=0) for k in present])[:, present]
     return {"similarity": heatmap(means)}
+
+  def mistakes(self, state: Any, n: int) -> list[Mistake]:
+    """The largest margins of a wrong class over the right one, in cosines."""
+    scores, rows = self._scores(state)
+    at, label = np.arange(len(scores)), rows["label"]
+    wrong = scores.copy()
+    wrong[at, label] = -np.inf
+    said = wrong.argmax(axis=1)
+    margin = wrong[at, said] - scores[at, label]
+    worst = hardest(margin, n)
+    return [
+      Mistake(i, image, self.classes[said[i]], self.classes[label[i]], float(margin[i]))
+      for i, image in zip(worst, self.split.images(worst))
+    ]
 
 
 def heatmap(values: np.ndarray) -> np.ndarray:
