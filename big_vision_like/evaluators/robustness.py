@@ -5,7 +5,6 @@ classes (Hendrycks et al., arXiv:1907.07174, arXiv:2006.16241), so that only the
 ReaL has several right labels an image (Beyer et al., arXiv:2006.07159).
 """
 
-import csv
 import json
 import pathlib
 import re
@@ -20,6 +19,7 @@ from big_vision_like.config import Config, UserError, unknown
 from big_vision_like.evaluators import Split, intervals, need
 from big_vision_like.evaluators.accuracy import rank
 from big_vision_like.evaluators.prompts import Prompts, label_map, load_indices
+from big_vision_like.evaluators.testbed import effective_robustness, load_testbed
 
 KEYS = ("source", "pp", "batch_size", "mask", "labels", "real", "reference")
 LABELS = ("mask", "all")
@@ -75,9 +75,7 @@ class Evaluator:
 
     def scores(batch: Any) -> jax.Array:
       out = self.predict(state.params, state.aux, batch)
-      if classes is None:
-        return out
-      return jnp.matmul(out.astype(jnp.float32), classes, precision=jax.lax.Precision.HIGHEST)
+      return out if classes is None else _similarity(out, classes)
 
     out = {}
     for name, one in self.sets.items():
@@ -126,11 +124,13 @@ class _Set:
     # Labels of a mask are known by their place in it; of a whole set also by name.
     named = self.mask is None or self.labels == "all"
     self.class_of = label_map(self.split.classes, prompts.classes) if prompts and named else None
+    self.ranks = jax.jit(self._ranks)
 
   def hits(self, scores: Callable[[Any], jax.Array]) -> dict[str, np.ndarray]:
     """Whether each image that counts is right: accuracy and, with more than 5 classes, top5."""
-    self.competing = 0
-    rows = self.split.map(lambda batch: self._ranks(scores(batch), batch))
+    keys = ("label", "index")
+    small = lambda batch: {k: v for k, v in batch.items() if k in keys}
+    rows = self.split.map(lambda batch: self.ranks(scores(batch), small(batch)))
     if self.real is None and rows["unknown"].any():
       wrong = rows["label"][rows["unknown"]]
       raise UserError(
@@ -159,6 +159,11 @@ class _Set:
     unknown_label = (label < 0) | (label > self.last)
     label = jnp.asarray(target)[jnp.clip(label, 0, self.last)]
     return {"rank": rank(scores, label), "counts": label >= 0, "unknown": unknown_label}
+
+
+@jax.jit
+def _similarity(z: jax.Array, classes: jax.Array) -> jax.Array:
+  return jnp.matmul(z.astype(jnp.float32), classes, precision=jax.lax.Precision.HIGHEST)
 
 
 def masked(scores: jax.Array, mask: list[list[int]], where: str) -> tuple[jax.Array, np.ndarray]:
@@ -191,73 +196,19 @@ def load_real(file: str, where: str, split: Split) -> np.ndarray:
     lists = [[int(k) for k in labels] for labels in json.loads(path.read_text(encoding="utf-8"))]
   except (ValueError, TypeError) as e:
     raise UserError(f"{where}: {file!r} is not a JSON list of lists of labels: {e}") from None
-  source = split.reader.sources[0]
-  order = list(range(len(split)))
-  if hasattr(source, "name"):
-    numbers = [re.search(r"ILSVRC2012_val_(\d{8})", source.name(i)) for i in order]
-    order = [int(n[1]) - 1 for n in numbers] if all(numbers) else order
-  if max(order) >= len(lists) or (order[-1] == len(split) - 1 and len(lists) != len(split)):
+  order = _validation_order(split)
+  fits = len(lists) == len(split) if order is None else max(order) < len(lists)
+  if not fits:
     raise UserError(f"{where}: {file!r} has labels of {len(lists)} images, the split {len(split)}")
+  order = range(len(split)) if order is None else order
   most = max(1, max(len(lists[i]) for i in order))
   return np.array([lists[i] + [-1] * (most - len(lists[i])) for i in order], np.int32)
 
 
-def load_testbed(file: str, where: str) -> dict[str, np.ndarray]:
-  """Accuracies of other models: set -> float64 [models], NaN where a model has none.
-
-  Raises:
-    UserError: no such file, one of another form, an accuracy that is no share.
-  """
-  path = pathlib.Path(str(file)).expanduser()
-  if not path.is_file():
-    raise UserError(f"{where} = {file!r} is not a file")
-  try:
-    with path.open(encoding="utf-8", newline="") as f:
-      rows = list(csv.DictReader(f)) if path.suffix == ".csv" else json.load(f)
-    names = dict.fromkeys(key for row in rows for key in row)
-    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
-  except (ValueError, TypeError, AttributeError) as e:
-    raise UserError(f"{where}: {file!r} is not a list of {{set: accuracy}}: {e}") from None
-  columns = {name: column for name, column in columns.items() if not np.isnan(column).all()}
-  for name, column in columns.items():
-    if np.nanmin(column) < 0 or np.nanmax(column) > 1:
-      raise UserError(f"{where}: {name} has {np.nanmax(column):g}; accuracies are shares, 0 to 1")
-  return columns
-
-
-def _number(value: Any) -> float:
-  """NaN for names of models and empty cells."""
-  try:
-    return float(value)
-  except (ValueError, TypeError):
-    return float("nan")
-
-
-def fit(reference: np.ndarray, shifted: np.ndarray) -> tuple[float, float]:
-  """Slope and intercept of logit(shifted) = slope * logit(reference) + intercept, least squares.
-
-  Models that lack an accuracy or have 0 or 1, whose logit is infinite, are left out.
-  """
-  use = (reference > 0) & (reference < 1) & (shifted > 0) & (shifted < 1)
-  slope, intercept = np.polyfit(_logit(reference[use]), _logit(shifted[use]), 1)
-  return float(slope), float(intercept)
-
-
-def effective_robustness(
-  reference: float, shifted: float, xs: np.ndarray, ys: np.ndarray, where: str = "testbed"
-) -> float:
-  """`shifted` less what the testbed (xs, ys) predicts from `reference`; accuracies in [0, 1].
-
-  Raises:
-    UserError: a testbed of fewer than two models to fit.
-  """
-  inside = (xs > 0) & (xs < 1) & (ys > 0) & (ys < 1)
-  if len(set(xs[inside])) < 2:
-    raise UserError(f"{where}: the testbed has fewer than 2 models with accuracies between 0 and 1")
-  slope, intercept = fit(xs, ys)
-  expected = slope * _logit(np.clip(reference, 1e-9, 1 - 1e-9)) + intercept
-  return float(shifted - 1 / (1 + np.exp(-expected)))
-
-
-def _logit(p: Any) -> Any:
-  return np.log(p / (1 - p))
+def _validation_order(split: Split) -> list[int] | None:
+  """The number of each validation file from 0, where the source has their names."""
+  source = split.reader.sources[0]
+  if not hasattr(source, "name"):
+    return None
+  found = [re.search(r"ILSVRC2012_val_(\d{8})", source.name(i)) for i in range(len(split))]
+  return [int(n[1]) - 1 for n in found] if all(found) else None
