@@ -10,6 +10,8 @@ from big_vision_like.config import Config, UserError
 from big_vision_like.evaluators import Split, enlarged, intervals, need, ranks
 from big_vision_like.evaluators.prompts import Prompts, label_map
 
+SCORES = 1 << 24  # compared at a time
+
 
 class Evaluator:
   """Keys: source, pp (yields image and label), pp_txt (ops on `text`), classes, batch_size;
@@ -40,7 +42,8 @@ class Evaluator:
     """[K, E], of length 1."""
     return self.prompts.embed(state, self.split.batch_size)
 
-  def _scores(self, state: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  def _embeddings(self, state: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the images [n, E], of the classes [K, E], and the images' classes [n]."""
     rows = self.split.map(lambda b: {"z": self.image(state.params, state.aux, b)})
     low, high = rows["label"].min(), rows["label"].max()
     if self.class_of is not None and 0 <= low <= high < len(self.class_of):
@@ -50,36 +53,43 @@ class Evaluator:
         f"{self.where} holds {len(self.classes)} classes, but labels of the split go from {low} "
         f"to {high}"
       )
-    return rows["z"].astype(np.float64) @ self.class_embeddings(state).T, rows
+    return rows["z"].astype(np.float64), self.class_embeddings(state), rows["label"]
+
+  def _scores(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
+    z, classes, label = self._embeddings(state)
+    return z @ classes.T, label
 
   def run(self, state: Any) -> dict[str, float]:
     """`accuracy`: top 1; `top5`: with more than 5 classes; `mean_per_class`: of top 1."""
-    scores, rows = self._scores(state)
-    rank = ranks(scores, rows["label"][:, None] == np.arange(len(self.classes))[None, :])
+    z, classes, label = self._embeddings(state)
+    size = max(1, SCORES // len(classes))
+    parts = (slice(start, start + size) for start in range(0, len(z), size))
+    right = lambda part: label[part, None] == np.arange(len(classes))[None, :]
+    rank = np.concatenate([ranks(z[part] @ classes.T, right(part)) for part in parts])
     values = {"accuracy": rank < 1} | ({"top5": rank < 5} if len(self.classes) > 5 else {})
     out = intervals.scores(values, self.bootstrap)
-    each = {"mean_per_class": mean_per_class(rank < 1, rows["label"])}
+    each = {"mean_per_class": mean_per_class(rank < 1, label)}
     return out | (each if self.mean_per_class else {})
 
   def examples(self, state: Any, count: int = 12) -> list[dict[str, Any]]:
     """The first mistakes, then right answers: image (uint8), label, predictions [(name, score)]."""
-    scores, rows = self._scores(state)
-    wrong = scores.argmax(axis=1) != rows["label"]
+    scores, labels = self._scores(state)
+    wrong = scores.argmax(axis=1) != labels
     chosen = [*np.flatnonzero(wrong)[: count // 2], *np.flatnonzero(~wrong)[:count]][:count]
     images = self.split.images(chosen)
     out = []
     for i, image in zip(chosen, images):
       top = np.argsort(-scores[i])[:3]
       predictions = [(self.classes[k], float(scores[i, k])) for k in top]
-      label = self.classes[rows["label"][i]]
+      label = self.classes[labels[i]]
       out.append({"image": image, "label": label, "predictions": predictions})
     return out
 
   def pictures(self, state: Any) -> dict[str, np.ndarray]:
     """`similarity`: mean score of the images of each class (rows) with each class (columns)."""
-    scores, rows = self._scores(state)
-    present = np.unique(rows["label"])
-    means = np.stack([scores[rows["label"] == k].mean(axis=0) for k in present])[:, present]
+    scores, labels = self._scores(state)
+    present = np.unique(labels)
+    means = np.stack([scores[labels == k].mean(axis=0) for k in present])[:, present]
     return {"similarity": heatmap(means)}
 
 
