@@ -3,6 +3,7 @@
 import importlib.resources
 import json
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -91,7 +92,12 @@ def label_map(labels: Sequence[str], classes: ClassList) -> np.ndarray | None:
   """The class of each label, by the names a data set gives its labels; None where they differ.
 
   Case, `_` and `-` do not matter. OpenAI's Pets, say, are in another order than the data set's.
+  Names that are whole numbers are the classes' numbers: folders "0", "1", "10", ... of ImageNet-V2,
+  whose sorted order is not that of the numbers.
   """
+  if labels and all(re.fullmatch(r"\d{1,9}", n) for n in labels):
+    numbers = np.array([int(n) for n in labels])
+    return numbers if numbers.max() < len(classes.names) else None
   plain = lambda s: str(s).lower().replace("_", " ").replace("-", " ").strip()
   for names in (classes.names, classes.ids):
     at = {plain(n): i for i, n in enumerate(names)}

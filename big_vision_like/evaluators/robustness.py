@@ -22,7 +22,7 @@ from big_vision_like.evaluators.prompts import Prompts, label_map, load_indices
 from big_vision_like.evaluators.testbed import effective_robustness, load_testbed
 
 KEYS = ("source", "pp", "batch_size", "mask", "labels", "real", "reference")
-LABELS = ("mask", "all")
+LABELS = ("mask", "all", "names")
 
 
 class Evaluator:
@@ -35,8 +35,10 @@ class Evaluator:
     pp, batch_size   in place of the evaluator's
     mask        a subset of the classes: "imagenet_a", "imagenet_r", a path to JSON, or the numbers;
                 a member may be a list of numbers, whose best counts (ObjectNet)
-    labels      "mask": the set's labels count within the mask (folders of the subset; default), or
-                "all": they are the model's classes; images of classes outside are left out
+    labels      "mask": the set's labels count within the mask (folders of the subset; default);
+                "all": they are the model's classes, images of classes outside are left out;
+                "names": the names of the folders are the model's classes, as ImageNet-V2's "0",
+                "1", "10", ..., which a sorted list puts in another order
     real        path of real.json: a list of right labels for each image; images with none are left
                 out. Image folders are matched by the names of the validation files
                 (ILSVRC2012_val_00000001.JPEG), other sources have to be in that order
@@ -124,6 +126,8 @@ class _Set:
     # Labels of a mask are known by their place in it; of a whole set also by name.
     named = self.mask is None or self.labels == "all"
     self.class_of = label_map(self.split.classes, prompts.classes) if prompts and named else None
+    if self.labels == "names":
+      self.class_of = _numbers(self.split.classes, self.where)
     self.ranks = jax.jit(self._ranks)
 
   def hits(self, scores: Callable[[Any], jax.Array]) -> dict[str, np.ndarray]:
@@ -152,13 +156,22 @@ class _Set:
     label, target = batch["label"], np.arange(count)
     if self.class_of is not None:
       target = self.class_of
+      if target.max() >= count:
+        raise UserError(f"{self.where}: class {target.max()} of the source, {count} of the model")
     if self.mask is not None:
       scores, place = masked(scores, self.mask, self.where)
-      target = place[target] if self.labels == "all" else np.arange(len(self.mask))
+      target = np.arange(len(self.mask)) if self.labels == "mask" else place[target]
     self.competing, self.last = scores.shape[-1], len(target) - 1
     unknown_label = (label < 0) | (label > self.last)
     label = jnp.asarray(target)[jnp.clip(label, 0, self.last)]
     return {"rank": rank(scores, label), "counts": label >= 0, "unknown": unknown_label}
+
+
+def _numbers(names: list[str], where: str) -> np.ndarray:
+  """Names of classes that are the classes' numbers."""
+  if not names or not all(name.isdecimal() for name in names):
+    raise UserError(f"{where}.labels = 'names', but the source's classes are {names[:3] or 'none'}")
+  return np.array([int(name) for name in names])
 
 
 @jax.jit

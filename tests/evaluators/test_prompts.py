@@ -148,6 +148,8 @@ def test_labels_by_name():
     prompts.label_map([*own, "dodo"], classes) is None and prompts.label_map([], classes) is None
   )
   imagenet = prompts.load_classes("imagenet", "classes")
+  assert prompts.label_map(["0", "1", "10", "999"], imagenet).tolist() == [0, 1, 10, 999]
+  assert prompts.label_map(["0", "1000"], imagenet) is None
   assert prompts.label_map(["n01443537", "n15075141"], imagenet).tolist() == [1, 999]
 
 

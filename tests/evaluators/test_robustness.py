@@ -101,6 +101,27 @@ def test_real_labels_of_folders_go_by_the_name_of_the_file(tmp_path):
     run()
 
 
+def test_folders_named_by_number(tmp_path):
+  """ "10" sorts before "2": labels are 0, 1, 2, and the classes 1, 10 and 2."""
+  from PIL import Image
+
+  for number in (1, 2, 10):
+    (tmp_path / str(number)).mkdir()
+    Image.fromarray(np.full((2, 2, 3), number, np.uint8)).save(tmp_path / str(number) / "x.png")
+  predict = {"logits": jax.jit(lambda p, a, b: jax.nn.one_hot(b["image"][:, 0, 0, 0], 12))}
+  base = dict(source=f"image_folder({str(tmp_path)!r})", pp="decode")
+  mesh = make_mesh(replica=1, fsdp=1)
+  sets = dict(
+    sorted=base, names=base | dict(labels="names"), few=base | dict(labels="names", mask=[10, 1, 3])
+  )
+  found = robustness.Evaluator(cfg(sets), predict, mesh).run(STATE)
+  assert found["names/accuracy"] == found["few/accuracy"] == 1.0
+  assert found["sorted/accuracy"] == pytest.approx(1 / 3)  # only "2" is where it belongs
+  few = {"logits": jax.jit(lambda p, a, b: jnp.zeros((len(b["label"]), 10)))}
+  with pytest.raises(UserError, match="class 10 of the source, 10 of the model"):
+    robustness.Evaluator(cfg(dict(a=sets["names"])), few, mesh).run(STATE)
+
+
 def test_effective_robustness_by_hand(tmp_path, logits):
   """A testbed on the line logit(y) = 0.5 logit(x) - 1: the residual is what lies above it."""
   x = np.array([0.3, 0.5, 0.8, 0.9])
@@ -170,6 +191,7 @@ def test_a_collapsed_model_scores_zero(tmp_path, logits):
     (dict(mask=[9]), "mask has class 9 of the model's 8"),
     (dict(mask="imagenet_q"), "mask = 'imagenet_q' is not a file"),
     (dict(mask=[1], labels="al"), "labels 'al' is unknown"),
+    (dict(labels="names"), "labels = 'names', but the source's classes are none"),
     (dict(mask=[1, 2]), "has label 4, but classes go from 0 to 1"),
     (dict(mask=[6, 7], labels="all"), "no image of the split counts"),
     (dict(real="real.json"), "real = 'real.json' is not a file"),
