@@ -46,11 +46,6 @@ def test_evaluate_repeats_the_scores_of_training(workdir, capsys):
   assert found["step"] == 2 and len(found) == 4
   for name, value in found.items():
     assert value == pytest.approx(logged[name], rel=1e-6)
-  flags = ["--workdir", str(workdir), "--evals", "zeroshot_seen", "--bootstrap", "50", "--json"]
-  assert evaluate.main(flags) == 0
-  ends = json.loads(capsys.readouterr().out.splitlines()[-1])
-  low, high = (ends[f"eval/zeroshot_seen/top5/{end}"] for end in ("low", "high"))
-  assert low <= found["eval/zeroshot_seen/top5"] <= high
   with pytest.raises(UserError, match="did you mean zeroshot_seen"):
     evaluate.main(["--workdir", str(workdir), "--evals", "zeroshot_sen"])
 

@@ -1,8 +1,4 @@
-"""Evaluates a saved step: python -m tools.evaluate --workdir DIR [--step N] [--evals a,b]
-
-`--bootstrap 1000` adds 95 % intervals of the metrics that are means, as `accuracy/low` and
-`accuracy/high`, to evaluators whose config does not say; 0, the default, leaves it to the config.
-"""
+"""Evaluates a saved step: python -m tools.evaluate --workdir DIR [--step N] [--evals a,b]"""
 
 import argparse
 import json
@@ -19,7 +15,6 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--workdir", required=True)
   parser.add_argument("--step", type=int, help="a saved step; the newest by default")
   parser.add_argument("--evals", help="names of config.evals, by comma; all by default")
-  parser.add_argument("--bootstrap", type=int, default=0, help="resamples of each mean; 0: none")
   parser.add_argument("--json", action="store_true", help="only a line of JSON")
   args = parser.parse_args(argv)
   config, method, state, mesh = train.restore(args.workdir, args.step)
@@ -28,9 +23,7 @@ def main(argv: list[str] | None = None) -> int:
   for name in names:
     if name not in known:
       raise unknown("--evals", name, known)
-  common = {"bootstrap": args.bootstrap} if args.bootstrap else {}
-  evals = {n: common | config.evals[n].to_dict() for n in names}
-  chosen = Config({**config.to_dict(), "evals": evals})
+  chosen = Config({**config.to_dict(), "evals": {n: config.evals[n].to_dict() for n in names}})
   evaluators = train.make_evaluators(chosen, method, mesh)
   with jax.set_mesh(mesh):
     scores = train.evaluate(evaluators, state)

@@ -1,8 +1,8 @@
 """Image-text retrieval: recall at 1, 5 and 10 both ways (Karpathy and Fei-Fei 2015)."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,22 @@ SCORES = 1 << 26  # compared at a time
 
 Edges = tuple[np.ndarray, np.ndarray]
 """Which query goes with which item: two int arrays of equal length."""
+
+
+class Embedded(NamedTuple):
+  """Different images and captions of a split, and which go together.
+
+  Attributes:
+    images, captions: float32 [N, E] and [M, E].
+    edges: numbers of an image and of a caption.
+    first_image, first_caption: where each first occurs: row of the split, and of all captions.
+  """
+
+  images: np.ndarray
+  captions: np.ndarray
+  edges: Edges
+  first_image: np.ndarray
+  first_caption: np.ndarray
 
 
 class Evaluator:
@@ -60,8 +76,7 @@ class Evaluator:
     row = np.repeat(np.arange(len(texts)), [len(t) for t in texts])
     return row, prompts.tokens([t for several in texts for t in several], self.config)
 
-  def _embeddings(self, state: Any) -> tuple[np.ndarray, np.ndarray, Edges]:
-    """Of images [N, E], of captions [M, E], and which go together."""
+  def _embeddings(self, state: Any) -> Embedded:
     image = lambda b: self.image(state.params, state.aux, b)
     if self.all_captions:
       rows = self.split.map(lambda b: {"zimg": image(b)})
@@ -79,11 +94,11 @@ class Evaluator:
       _, first_text, of_text = np.unique(tokens, axis=0, return_index=True, return_inverse=True)
     # A half-precision product on the host is slow and ties too often.
     zimg, ztxt = rows["zimg"][first].astype(np.float32), ztxt[first_text].astype(np.float32)
-    return zimg, ztxt, (of_image[row], of_text.reshape(-1))
+    return Embedded(zimg, ztxt, (of_image[row], of_text.reshape(-1)), first, first_text)
 
   def run(self, state: Any) -> dict[str, float]:
     """`{"img2txt/R@1": ..., "txt2img/R@1": ..., ...}`."""
-    zimg, ztxt, (image, text) = self._embeddings(state)
+    zimg, ztxt, (image, text), _, _ = self._embeddings(state)
     out = {}
     for way, rank in (
       ("img2txt", first_ranks(zimg, ztxt, (image, text))),
@@ -96,22 +111,27 @@ class Evaluator:
     return out
 
 
-def first_ranks(queries: np.ndarray, items: np.ndarray, edges: Edges) -> np.ndarray:
-  """How many wrong items come before the first right one, of each query [Q, E] in items [N, E].
+def chunks(
+  queries: np.ndarray, items: np.ndarray, edges: Edges
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Scores of some of the queries [Q, E] with all items [N, E], and which are right, bool.
 
   Only a part of the Q x N scores is there at a time.
   """
   order = np.argsort(edges[0], kind="stable")
   query, item = edges[0][order], edges[1][order]
   size = max(1, SCORES // len(items))
-  found = []
   for start in range(0, len(queries), size):
     scores = queries[start : start + size] @ items.T
     part = slice(*np.searchsorted(query, (start, start + size)))
     right = np.zeros(scores.shape, bool)
     right[query[part] - start, item[part]] = True
-    found.append(ranks(scores, right))
-  return np.concatenate(found)
+    yield scores, right
+
+
+def first_ranks(queries: np.ndarray, items: np.ndarray, edges: Edges) -> np.ndarray:
+  """How many wrong items come before the first right one, of each query [Q, E] in items [N, E]."""
+  return np.concatenate([ranks(*part) for part in chunks(queries, items, edges)])
 
 
 def recall(queries: np.ndarray, items: np.ndarray, pairs: np.ndarray) -> dict[int, float]:

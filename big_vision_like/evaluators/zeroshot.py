@@ -42,8 +42,8 @@ class Evaluator:
     """[K, E], of length 1."""
     return self.prompts.embed(state, self.split.batch_size)
 
-  def _embeddings(self, state: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the images [n, E], of the classes [K, E], and the images' classes [n]."""
+  def _embeddings(self, state: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Of the images [n, E], of the classes [K, E], and the rows, where `label` is the class."""
     rows = self.split.map(lambda b: {"z": self.image(state.params, state.aux, b)})
     low, high = rows["label"].min(), rows["label"].max()
     if self.class_of is not None and 0 <= low <= high < len(self.class_of):
@@ -53,15 +53,16 @@ class Evaluator:
         f"{self.where} holds {len(self.classes)} classes, but labels of the split go from {low} "
         f"to {high}"
       )
-    return rows["z"].astype(np.float64), self.class_embeddings(state), rows["label"]
+    return rows["z"].astype(np.float64), self.class_embeddings(state), rows
 
-  def _scores(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
-    z, classes, label = self._embeddings(state)
-    return z @ classes.T, label
+  def _scores(self, state: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    z, classes, rows = self._embeddings(state)
+    return z @ classes.T, rows
 
   def run(self, state: Any) -> dict[str, float]:
     """`accuracy`: top 1; `top5`: with more than 5 classes; `mean_per_class`: of top 1."""
-    z, classes, label = self._embeddings(state)
+    z, classes, rows = self._embeddings(state)
+    label = rows["label"]
     size = max(1, SCORES // len(classes))
     parts = (slice(start, start + size) for start in range(0, len(z), size))
     right = lambda part: label[part, None] == np.arange(len(classes))[None, :]
@@ -73,30 +74,24 @@ class Evaluator:
 
   def examples(self, state: Any, count: int = 12) -> list[dict[str, Any]]:
     """The first mistakes, then right answers: image (uint8), label, predictions [(name, score)]."""
-    scores, labels = self._scores(state)
-    wrong = scores.argmax(axis=1) != labels
+    scores, rows = self._scores(state)
+    wrong = scores.argmax(axis=1) != rows["label"]
     chosen = [*np.flatnonzero(wrong)[: count // 2], *np.flatnonzero(~wrong)[:count]][:count]
     images = self.split.images(chosen)
     out = []
     for i, image in zip(chosen, images):
       top = np.argsort(-scores[i])[:3]
       predictions = [(self.classes[k], float(scores[i, k])) for k in top]
-      label = self.classes[labels[i]]
+      label = self.classes[rows["label"][i]]
       out.append({"image": image, "label": label, "predictions": predictions})
     return out
 
   def pictures(self, state: Any) -> dict[str, np.ndarray]:
     """`similarity`: mean score of the images of each class (rows) with each class (columns)."""
-    scores, labels = self._scores(state)
-    present = np.unique(labels)
-    means = np.stack([scores[labels == k].mean(axis=0) for k in present])[:, present]
+    scores, rows = self._scores(state)
+    present = np.unique(rows["label"])
+    means = np.stack([scores[rows["label"] == k].mean(axis=0) for k in present])[:, present]
     return {"similarity": heatmap(means)}
-
-
-def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
-  """Mean over the classes that occur of the share that is right: bool [n], int [n]."""
-  _, labels = np.unique(labels, return_inverse=True)
-  return float((np.bincount(labels, right) / np.bincount(labels)).mean())
 
 
 def heatmap(values: np.ndarray) -> np.ndarray:
@@ -106,3 +101,9 @@ def heatmap(values: np.ndarray) -> np.ndarray:
   span = np.ptp(values) or 1.0
   colours = colormaps["viridis"]((values - values.min()) / span)[..., :3]
   return enlarged(np.round(colours * 255).astype(np.uint8))
+
+
+def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
+  """Mean over the classes that occur of the share that is right: bool [n], int [n]."""
+  _, labels = np.unique(labels, return_inverse=True)
+  return float((np.bincount(labels, right) / np.bincount(labels)).mean())
