@@ -125,6 +125,8 @@ def make_evaluators(config: Any, method: Method, mesh: jax.sharding.Mesh) -> dic
   out = {}
   for name, cfg in config_lib.wrap(config).evals.items():
     module = config_lib.find_module("evaluators", cfg.type, f"config.evals.{name}.type")
+    if not hasattr(module, "Evaluator"):
+      raise UserError(f"config.evals.{name}.type = {cfg.type!r} is a helper, not an evaluator")
     out[name] = module.Evaluator(cfg, predict, mesh)
   return out
 

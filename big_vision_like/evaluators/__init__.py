@@ -131,6 +131,11 @@ class Split:
   def __len__(self) -> int:
     return len(self.reader.sources[0])
 
+  @property
+  def classes(self) -> list[str]:
+    """Names the data set itself has for its labels, in their order; none where it has none."""
+    return [str(name) for name in getattr(self.reader.sources[0], "classes", ())]
+
   def _examples(self, rows: Sequence[int]) -> list[dict[str, Any]]:
     return self.reader.examples(np.asarray(rows), [])
 
