@@ -5,8 +5,8 @@ For each number of shots s and each seed, s training examples of every class are
     W = argmin sum_i |W^T [x_i, 1] - y_i|^2 + l2 |W|^2,   y = +1 for the class, -1 for the others
 
 is solved exactly (ViT, arXiv:2010.11929, Sec. 4.1; the protocol of its authors' code), on features
-standardised by the drawn examples alone. The strength `l2` is one for all seeds of s shots: the best
-on training examples that no draw of that seed took. `head="logistic"` is scikit-learn's logistic
+standardised by the drawn examples alone. The strength `l2` is one for all seeds of s shots: the
+best on training examples that the draw left. `head="logistic"` is scikit-learn's logistic
 regression with C = 1 / l2 instead.
 """
 
@@ -47,6 +47,21 @@ class Evaluator:
       raise unknown(f"{config.path}.head", head, HEADS)
     self.solve = ridge if head == "ridge" else logistic
 
+  def _draw(self, train: Any, test: Any, shots: int, seed: int) -> tuple[list[float], list[float]]:
+    """Accuracy with each l2 on held-out training examples, and on the test split."""
+    x, y = train
+    drawn, rest = draw(y, shots, seed, self.where)
+    rest = rest[: self.max_held_out]
+    mean, std = x[drawn].mean(axis=0), x[drawn].std(axis=0)
+    std = np.where(std > 1e-9 * (1 + np.abs(mean)), std, 1.0)
+    heads = self.solve((x[drawn] - mean) / std, y[drawn], self.l2)
+
+    def accuracy(x: np.ndarray, y: np.ndarray) -> list[float]:
+      x = (x - mean) / std
+      return [float((head(x) == y).mean()) if len(y) else 0.0 for head in heads]
+
+    return accuracy(x[rest], y[rest]), accuracy(*test)
+
   def run(self, state: Any) -> dict[str, float]:
     """`5shot` the mean over seeds, `5shot/stderr` its standard error, `5shot/l2`; for each shots.
 
@@ -61,18 +76,11 @@ class Evaluator:
       if not (np.isfinite(x).all() and np.isfinite(z).all()):
         out[f"{shots}shot"] = 0.0
         continue
-      chosen, scores = [], []  # [seeds, l2]
-      for seed in range(self.seeds):
-        drawn, rest = draw(train["label"], shots, seed, self.where)
-        rest = rest[: self.max_held_out]
-        mean, std = x[drawn].mean(axis=0), x[drawn].std(axis=0)
-        scale = lambda v: (v - mean) / np.where(std > 1e-9 * (1 + np.abs(mean)), std, 1.0)
-        heads = self.solve(scale(x[drawn]), train["label"][drawn], self.l2)
-        accuracy = lambda v, y: [float((head(scale(v)) == y).mean()) for head in heads]
-        chosen.append(accuracy(x[rest], train["label"][rest]) if len(rest) else [0.0] * len(heads))
-        scores.append(accuracy(z, test["label"]))
-      best = int(np.mean(chosen, axis=0).argmax())
-      found = np.array(scores)[:, best]
+      pair = (x, train["label"]), (z, test["label"])
+      draws = [self._draw(*pair, shots, seed) for seed in range(self.seeds)]
+      held_out, scores = np.array(draws).swapaxes(0, 1)  # [seeds, l2] each
+      best = int(held_out.mean(axis=0).argmax())
+      found = scores[:, best]
       out[f"{shots}shot"] = float(found.mean())
       if self.seeds > 1:
         out[f"{shots}shot/stderr"] = float(found.std(ddof=1) / self.seeds**0.5)

@@ -173,7 +173,10 @@ def sgd(
   batch_size *= axes.num_batch_shards(mesh)
   steps = max(1, round(epochs * len(x) / batch_size))
   shape = (len(settings), x.shape[1], len(classes))
-  zeros = {"kernel": np.zeros(shape, np.float32), "bias": np.zeros((shape[0], shape[2]), np.float32)}
+  zeros = {
+    "kernel": np.zeros(shape, np.float32),
+    "bias": np.zeros((shape[0], shape[2]), np.float32),
+  }
   whole = lambda tree: jax.tree.map(lambda v: replicated(v, mesh), tree)
   of = lambda key: whole(np.array([s[key] for s in settings], np.float32))
   heads, moved, rates, decays = whole(zeros), whole(zeros), of("lr"), of("weight_decay")
@@ -206,7 +209,7 @@ def _xent(head: Mapping[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Arra
 
 
 def row_batches(count: int, size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-  """`steps` batches of `size` of the rows 0 to count - 1: all of them, in a new order each epoch."""
+  """`steps` batches of `size` of the rows 0 to count - 1: all, in a new order each epoch."""
   rng, left = np.random.default_rng(seed), np.zeros(0, int)
   for _ in range(steps):
     while len(left) < size:

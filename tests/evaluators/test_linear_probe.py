@@ -98,8 +98,8 @@ def test_evaluator_sweeps():
   found = evaluator(solver="sgd", lr=(1e-4, 0.1), weight_decay=(0.0, 10.0), epochs=10).run(STATE)
   assert found["lr"] == pytest.approx(0.1) and found["weight_decay"] == 0.0
   assert found["accuracy"] == found["pixels"] > 0.85 and found["held_out"] > 0.85
-  found = evaluator(C=(1e-6, 0.1), pixels=False).run(STATE)
-  assert found["C"] == 0.1 and found["accuracy"] > 0.95
+  found = evaluator(C=(1e-6, 1e-3), pixels=False).run(STATE)
+  assert found["C"] == 1e-3 and found["accuracy"] > 0.85
 
 
 def test_mistakes_are_one_line():
@@ -109,5 +109,5 @@ def test_mistakes_are_one_line():
     evaluator(C=(1, 0))
   with pytest.raises(UserError, match="held_out = 1; expected a share below 1"):
     evaluator(held_out=1)
-  with pytest.raises(UserError, match="lr = .*; expected a number or several"):
+  with pytest.raises(UserError, match=r"lr = .*; expected a number or several"):
     evaluator(solver="sgd", lr=())
