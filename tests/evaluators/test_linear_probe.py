@@ -12,7 +12,7 @@ from big_vision_like.state import State
 
 STATE = State({}, {}, {}, 0)
 MESHES = [dict(replica=1, fsdp=1), dict(replica=2, fsdp=2, tensor=2)]
-DIGITS = dict(source_train="digits(split='train')", source="digits(split='test')")
+DIGITS = dict(source_train="digits(split='test')", source="digits(split='test')")
 
 
 def evaluator(shape=MESHES[1], **kwargs):
