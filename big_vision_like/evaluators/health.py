@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_vision_like import axes
 from big_vision_like.config import Config, number, unknown
 from big_vision_like.evaluators import Split, need, replicated, sharded
 from big_vision_like.evaluators.knn import effective_rank, most_similar, normalized, spread
@@ -85,7 +86,7 @@ def uniformity(x: np.ndarray, mesh: jax.sharding.Mesh, t: float = 2.0) -> float:
   for start in range(0, count, size):
     queries = z[start : start + size]
     full = np.pad(queries, ((0, size - len(queries)), (0, 0)))
-    found = np.asarray(sums(items, valid, replicated(full, mesh)), np.float64)
+    found = axes.to_host(sums(items, valid, replicated(full, mesh))).astype(np.float64)
     total += found[: len(queries)].sum()
   self_pairs = np.exp(-2 * t * (1 - (z.astype(np.float64) ** 2).sum(axis=1))).sum()
   return float(np.log(max(total - self_pairs, 1e-300) / (count * (count - 1))))

@@ -57,7 +57,7 @@ def test_heads_at_once_are_heads_alone(shape):
 def test_sgd_ends_where_scikit_learn_does():
   (x, y), (z, label) = data(), data(2000, 1)
   mesh = make_mesh(**MESHES[1])
-  args = dict(epochs=200, momentum=0.9, batch_size=1000, seed=0, mesh=mesh)
+  args = dict(epochs=80, momentum=0.9, batch_size=1000, seed=0, mesh=mesh)
   (head,) = probe.sgd(x, y, [{"lr": 0.3, "weight_decay": 0.0}], **args)
   (exact,) = probe.lbfgs(x, y, [{"C": 1e6}])
   assert (head(z) == exact(z)).mean() > 0.99
@@ -95,9 +95,11 @@ def test_standardize():
 
 
 def test_evaluator_sweeps():
-  found = evaluator(solver="sgd", lr=(1e-4, 0.1), weight_decay=(0.0, 10.0), epochs=10).run(STATE)
+  found = evaluator(
+    solver="sgd", lr=(1e-4, 0.1), weight_decay=(0.0, 10.0), train_batch_size=64
+  ).run(STATE)
   assert found["lr"] == pytest.approx(0.1) and found["weight_decay"] == 0.0
-  assert found["accuracy"] == found["pixels"] > 0.85 and found["held_out"] > 0.85
+  assert found["accuracy"] == found["pixels"] > 0.85 and found["held_out"] > 0.8
   found = evaluator(C=(1e-6, 1e-3), pixels=False).run(STATE)
   assert found["C"] == 1e-3 and found["accuracy"] > 0.85
 
