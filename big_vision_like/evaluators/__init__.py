@@ -43,6 +43,21 @@ def whole_on_mesh(
     yield axes.put_batch(mesh, {k: v[local] for k, v in arrays.items()})
 
 
+def _placed(x: np.ndarray, mesh: jax.sharding.Mesh, *spec: Any) -> jax.Array:
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+  return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+
+def sharded(x: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+  """An array that every process holds whole, its rows split over all devices of the mesh."""
+  return _placed(x, mesh, mesh.axis_names)
+
+
+def replicated(x: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+  """An array that every process holds whole, whole on every device of the mesh."""
+  return _placed(x, mesh)
+
+
 def ranks(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
   """How many wrong items score no less than the best right one: [Q, N], bool [Q, N] -> [Q].
 
@@ -99,7 +114,7 @@ class Split:
 
   `cfg` has source, pp and batch_size; rounded up to a multiple of the batch shards. `needs` names
   the arrays the evaluator cannot do without; `source` is the key that names the split, for
-  evaluators that look at several.
+  evaluators that look at several; a second `view` has other random numbers in `pp`.
 
   Raises:
     UserError: an unknown source or op, an empty source, a key that `pp` does not yield as numbers.
@@ -111,12 +126,13 @@ class Split:
     mesh: jax.sharding.Mesh,
     needs: tuple[str, ...] = (),
     source: str = "source",
+    view: int = 0,
   ):
     shards = axes.num_batch_shards(mesh)
     self.mesh = mesh
     self.batch_size = -(-cfg.get("batch_size", 128) // shards) * shards
     self.pp = cfg.pp
-    self.reader = pipeline.eval_reader(cfg[source], self.pp, cfg.path, source)
+    self.reader = pipeline.eval_reader(cfg[source], self.pp, cfg.path, source, view)
     self._batches()  # mistakes show before any compile
     first = self._examples([0])[0]
     self.strings = tuple(k for k, v in first.items() if np.asarray(v).dtype.kind in "USO")
