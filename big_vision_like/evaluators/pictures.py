@@ -36,12 +36,14 @@ CHUNK = 1024  # images compared at a time
 
 
 class Evaluator:
-  """Keys: source, pp (yields image; text for `similarity`), batch_size, kinds, rows, k, pairs, seed.
+  """Keys: source, pp (yields image; and text for `similarity`), batch_size, and
+
+      kinds, rows (8), k (6), pairs (32), seed (0)
 
   `kinds` are names of the table above; without, all that the method has the functions for. `rows`
-  (8) images are shown, evenly spread over the split; of `attention`, `pca` and `similarity` those
-  that begin it. `k` (6) neighbours, framed green or red where the split has labels. `pairs` (32) of
-  image and text. `seed` is that of reconstruction's masks.
+  are the images shown: those that begin the split, for neighbours evenly spread over it. Of `k`
+  neighbours the frames are green or red where the split has labels. `pairs` are those of image and
+  text. `seed` is that of reconstruction's masks.
 
   Raises:
     UserError: an unknown kind, or one that the method has no predict function for.

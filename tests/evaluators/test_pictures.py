@@ -157,7 +157,7 @@ def test_similarity_of_a_batch():
 
 
 def test_mistakes_are_one_line():
-  with pytest.raises(UserError, match="kinds.*'atention' is unknown; did you mean attention"):
+  with pytest.raises(UserError, match=r"kinds.*'atention' is unknown; did you mean attention"):
     evaluator(kinds=("atention",))
   with pytest.raises(UserError, match="has no predict 'text_embed'"):
     evaluator(kinds=("similarity",))

@@ -198,10 +198,16 @@ def test_variants_and_patches():
 # ------------------------------------------------------------------------------- attention, tokens
 
 
-def by_hand(model, params, image, depth):
-  """softmax(q k^T / sqrt d) of the last block from its parameters: [B, heads, N, N]."""
-  shorter = model.clone(depth=depth - 1, scan=False, pool="none", num_classes=None)
-  blocks = {f"block_{i}": jax.tree.map(lambda x: x[i], params["encoder"]["blocks"]) for i in (0, 1)}
+def unrolled(params):
+  """The two blocks of a scanned encoder, by name."""
+  block = lambda i: jax.tree.map(lambda x: x[i], params["encoder"]["blocks"])
+  return {"block_0": block(0), "block_1": block(1)}
+
+
+def by_hand(model, params, image):
+  """softmax(q k^T / sqrt d) of the last of two blocks from its parameters: [B, heads, N, N]."""
+  shorter = model.clone(depth=1, scan=False, pool="none", num_classes=None)
+  blocks = unrolled(params)
   # The tokens before the last block: those after it without its final norm, one block less.
   one = {"norm": params["encoder"]["norm"], "block_0": blocks["block_0"]}
   tower = {k: v for k, v in params.items() if k not in ("encoder", "pool", "head")}
@@ -227,13 +233,12 @@ def test_attention_of_the_last_block(pool, registers):
   found = jax.jit(lambda p, x: vit.attention(model, p, x))(params, IMAGE)
   assert found.shape == (2, 2, 2, 3) and found.dtype == jnp.float32
   with jax.numpy_rank_promotion("allow"):
-    weights = by_hand(model, params, IMAGE, 2)
+    weights = by_hand(model, params, IMAGE)
   expected = weights[:, :, 0] if pool == "cls" else weights.mean(2)
   np.testing.assert_allclose(found.reshape(2, 2, 6), expected[:, :, count:], atol=1e-5)
   assert float(np.ptp(expected)) > 0.02  # attention is no constant
-  flat = {f"block_{i}": jax.tree.map(lambda x: x[i], params["encoder"]["blocks"]) for i in (0, 1)}
-  unrolled = {**params, "encoder": {"norm": params["encoder"]["norm"], **flat}}
-  same = vit.attention(model.clone(scan=False, remat="full"), unrolled, IMAGE)
+  flat = {**params, "encoder": {"norm": params["encoder"]["norm"], **unrolled(params)}}
+  same = vit.attention(model.clone(scan=False, remat="full"), flat, IMAGE)
   np.testing.assert_allclose(same, found, atol=1e-6)
 
 
