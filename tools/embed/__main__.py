@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
   fn = predict[args.predict]
   plan = parts.Plan(
     input=args.input,
-    files=_digest(loader.source),
+    files=_digest(reading.names_of(loader.source)),
     examples=len(loader.source),
     workdir=str(pathlib.Path(args.workdir).resolve()),
     step=int(state.step),
@@ -93,14 +93,9 @@ def main(argv: list[str] | None = None) -> int:
   return 0
 
 
-def _digest(source: object) -> str:
-  """Of the names in a folder; a source has its spec alone."""
-  names = getattr(source, "paths", None) if isinstance(source, reading.Folder) else None
-  return (
-    ""
-    if names is None
-    else hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
-  )
+def _digest(names: list[str] | None) -> str:
+  """SHA-256 of names; nothing of a source, whose spec says it all."""
+  return "" if names is None else hashlib.sha256("\0".join(map(repr, names)).encode()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Embeddings on disk: parts that are whole or absent, the plan they follow, and the file at the end.
+"""Embeddings on disk: parts, whole or absent, the plan they follow, and the file at the end.
 
     OUT.parts/plan.json       what is embedded, and how
     OUT.parts/00000.parquet   rows 0 to `part_size` of the input, but for those that are bad

@@ -13,7 +13,7 @@ from big_vision_like.input.bad import Bad, BadExample, describe
 from big_vision_like.input.ops import keys, text, text_masks
 from big_vision_like.input.pipeline import EVAL_KEY
 from big_vision_like.input.randomness import LazyGenerator
-from big_vision_like.input.reader import Part, Trace, read_together
+from big_vision_like.input.reader import read_together
 from big_vision_like.input.sources import functions, open_source
 from big_vision_like.input.sources.folders import IMAGES
 
@@ -116,6 +116,11 @@ def _written(call: Any) -> str:
   return f"{call.name}({', '.join(args)})" if args else call.name
 
 
+def names_of(source: Any) -> list[str] | None:
+  """Paths of the images of a folder; None of a source."""
+  return source.paths if isinstance(source, Folder) else None
+
+
 class Row(NamedTuple):
   """A good example: its number, arrays for the model, and values of the columns."""
 
@@ -133,30 +138,19 @@ class Loaded(NamedTuple):
 
 
 class Loader:
-  """`(first, count) -> Loaded`, as `pipeline.read_ahead` wants it; pickled as its specs.
+  """`(first, count) -> Loaded`, as `pipeline.read_ahead` wants it for threads.
 
   Args:
     value: a folder or a source.
     pp: the ops; what they yield as numbers is there for the model.
-    columns: name -> kind, see `KINDS`.
+
+  Attributes:
+    columns: name -> kind, see `kinds_of`; empty at first.
   """
 
-  def __init__(
-    self, value: str, pp: str, columns: Mapping[str, str] | None = None, trace: str = ""
-  ):
-    self._made_of = (value, pp, columns)
-    self.columns = dict(columns or {})
-    self.parts = [Part(value, pp, "--input")]
-    self.source = open_input(value)
-    self.ops = [ops.build(pp, "--pp")]
-    self.trace = Trace(trace, self.ops) if trace else None
-
-  def __reduce__(self) -> Any:
-    return Loader, self._made_of
-
-  def traced(self, folder: str) -> "Loader":
-    """The same, which notes in `folder` what it is at."""
-    return Loader(*self._made_of, trace=folder)
+  def __init__(self, value: str, pp: str):
+    self.columns: dict[str, str] = {}
+    self.spec, self.source, self.ops = value, open_input(value), ops.build(pp, "--pp")
 
   def __call__(self, first: int, count: int) -> Loaded:
     """Examples first to first + count; an error of the user's is a value."""
@@ -166,17 +160,15 @@ class Loader:
       indices = list(range(first, first + count))
       for index, raw in zip(indices, read_together(self.source, indices)):
         try:
-          if self.trace:
-            self.trace.example(0, index)
           raw = self.source[index] if raw is None else raw
           columns = {k: value(raw.get(k), kind) for k, kind in self.columns.items()}
           # The key of an evaluation: the same numbers as an evaluator's.
-          example = self.ops[0](dict(raw), LazyGenerator(EVAL_KEY, index))
+          example = self.ops(dict(raw), LazyGenerator(EVAL_KEY, index))
           rows.append(Row(index, example, columns))
         except UserError:
           raise
         except Exception as e:
-          found.append(describe(e, self.parts[0].source, index))
+          found.append(describe(e, self.spec, index))
     except UserError as e:
       return Loaded([], tuple(found), str(e))
     return Loaded(rows, tuple(found))

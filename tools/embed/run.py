@@ -16,7 +16,7 @@ from big_vision_like.input.bad import Bad, Counter
 from big_vision_like.input.batching import Batch, stack
 from tools.convert_data.progress import Progress
 from tools.embed.parts import Parts, Plan, Rows
-from tools.embed.reading import Loader, Row
+from tools.embed.reading import Loader, Row, names_of
 
 CHUNK = 16
 """Examples that a thread takes at once."""
@@ -220,7 +220,7 @@ def _outputs(
 
 def _listed(bad: tuple[Bad, ...], loader: Loader) -> list[dict[str, Any]]:
   """As they are written beside the embeddings."""
-  names = getattr(loader.source, "paths", None)
+  names = names_of(loader.source)
   path = lambda index: {} if names is None else {"path": names[index]}
   return [dict(index=b.index, **path(b.index), kind=b.kind, message=b.message) for b in bad]
 
