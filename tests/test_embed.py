@@ -1,5 +1,6 @@
 """tools.embed: every row once and its own, after crashes and on any number of devices."""
 
+import functools
 import io
 import json
 import os
@@ -253,9 +254,10 @@ def workdir(tmp_path_factory):
   return folder
 
 
-def test_command_line(workdir, tmp_path, capsys):
+def test_command_line(workdir, tmp_path, capsys, monkeypatch):
   """Image and text embeddings, as the evaluators get them from predict."""
-  config, method, state, mesh = train.restore(workdir)
+  monkeypatch.setattr(train, "restore", functools.cache(train.restore))
+  config, method, state, mesh = train.restore(str(workdir), None)
   source = "digit_pairs(split='val', size=21)"
   own = ops.build(config.evals.val.pp)
   examples = [own(dict(open_source(source)[i]), np.random.default_rng(0)) for i in range(21)]

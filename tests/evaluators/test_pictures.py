@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from conftest import make_mesh
 
-from big_vision_like import metrics
+from big_vision_like import metrics, train
+from big_vision_like import state as state_lib
 from big_vision_like.config import UserError, wrap
 from big_vision_like.evaluators import pictures
 from big_vision_like.input.sources.digits import digits
 from big_vision_like.state import State
+from tests import tiny
+from tools import report
 
 STATE = State({}, {}, {}, 0)
 MESHES = [dict(replica=1, fsdp=1), dict(replica=2, fsdp=2, tensor=2)]
@@ -163,3 +166,21 @@ def test_mistakes_are_one_line():
     evaluator(kinds=("similarity",))
   with pytest.raises(UserError, match=r"evals\.x\.rows = 0"):
     evaluator(rows=0)
+
+
+def test_of_a_real_model_in_tensorboard_and_the_report(tmp_path):
+  pp = "value_range(-1, 1)|tokenize(12, model='train:digit_pairs', vocab_size=96)|keep(image, text, label)"
+  cfg = dict(type="pictures", source="digit_pairs(split='val', size=40)", pp=pp, batch_size=16)
+  config = tiny.wrapped(evals={"seen": cfg | dict(rows=2, pairs=4)})
+  built = train.build(config, num_examples=100)
+  [seen] = train.make_evaluators(config, built.method, built.mesh).values()
+  with jax.set_mesh(built.mesh):
+    state = state_lib.init(built.method, built.tx, jax.random.key(0), built.batch, built.shardings)
+  assert seen.kinds == ("attention", "pca", "neighbours", "similarity")
+  with jax.set_mesh(built.mesh), metrics.Writer(tmp_path) as writer:
+    train.write_pictures({"seen": seen}, state, tmp_path, writer, 3)
+  (tmp_path / "config.json").write_text("{}")
+  names = [name for name, _ in report.read_run(tmp_path)["pictures"]]
+  assert names == [f"seen_{kind}" for kind in sorted(seen.kinds)]
+  events = next(tmp_path.rglob("*tfevents*")).read_bytes()
+  assert all(f"seen/{kind}".encode() in events for kind in seen.kinds)

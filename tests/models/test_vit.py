@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import make_mesh
 
 from big_vision_like import tree
 from big_vision_like.config import UserError
@@ -240,6 +241,18 @@ def test_attention_of_the_last_block(pool, registers):
   flat = {**params, "encoder": {"norm": params["encoder"]["norm"], **unrolled(params)}}
   same = vit.attention(model.clone(scan=False, remat="full"), flat, IMAGE)
   np.testing.assert_allclose(same, found, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["cls", "map"])
+def test_attention_where_tokens_are_split(pool):
+  """7 or 6 tokens on 4 devices are padded: the padding is not seen."""
+  model = tiny(pool=pool, pos_embed="sincos2d")
+  params = init(model)
+  fn = lambda p, x: vit.attention(model, p, x)
+  one = jax.jit(fn)(params, IMAGE)
+  with jax.set_mesh(make_mesh(fsdp=2, sequence=4)):
+    split = jax.jit(fn)(params, IMAGE)
+  np.testing.assert_allclose(split, one, atol=1e-6)
 
 
 def test_attention_of_the_pooling_probe():
