@@ -134,6 +134,8 @@ class MultiHeadAttention(nn.Module):
         write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
         k, v = write(cache["key"], k), write(cache["value"], v)
         mask = jnp.arange(k.shape[1])[None, None, None, :] <= position
+    self.sow("intermediates", "queries", q)  # does nothing unless somebody asks for them
+    self.sow("intermediates", "keys", k)
     y = attention(q, k, v, mask=mask, causal=causal)
     y = checkpoint_name(rearrange(y, "B N H d -> B N (H d)"), "attention")
     y = fused.Dense(width, kernel_init=xavier, dtype=self.dtype, name="out")(y)

@@ -133,7 +133,7 @@ class Encoder(nn.Module):
     if self.scan:
       stack = nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0 if drops else nn.broadcast, *[nn.broadcast] * 4),
         length=self.depth,

@@ -57,7 +57,8 @@ class Functions(NamedTuple):
     init: `(rng, batch) -> params, aux`, with an empty aux.
     represent: training embeddings, {"image": [B, E], "text": [B, E]}.
     embed: the same without dropout, and the intermediates.
-    predict: image_embed and text_embed [B, E], l2-normalised, and features, all intermediates.
+    predict: image_embed and text_embed [B, E], l2-normalised, features, all intermediates, and what
+      `vit.predict` has of the image tower.
   """
 
   init: Callable[..., tuple[Any, dict]]
@@ -86,6 +87,7 @@ def functions(model: TwoTowers) -> Functions:
     "image_embed": lambda p, aux, batch, rng=None: towers(p, {"image": batch["image"]})[0],
     "text_embed": lambda p, aux, batch, rng=None: towers(p, {"text": batch["text"]})[1],
     "features": lambda p, aux, batch, rng=None: towers(p, batch)[2],
+    **vit.predict(model.image, lambda p, aux: p["image"]),
   }
   return Functions(init, represent, embed, predict)
 

@@ -3,6 +3,7 @@
 image -> patches -> (+ positions) -> (class token, registers) -> encoder -> pool -> head
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -200,3 +201,58 @@ def make(
   if model.pos_embed == "learn":
     grid_of(*model.image_size, model.patch_size)
   return model
+
+
+def attention(model: ViT, params: Any, image: jax.Array) -> jax.Array:
+  """Where the last look over the image goes: [B, H, W, C] -> float32 [B, heads, h, w].
+
+  Softmax weights of the class token in the last block (as DINO shows them), of the probe where the
+  model pools by attention, else the mean over the patches of the last block. A head's weights sum
+  to 1 together with those on class token and registers, which are left out.
+
+  Computed from the queries and keys of an ordinary forward pass.
+  """
+  grid = grid_of(image.shape[1], image.shape[2], model.patch_size)
+  variables = {"params": params}
+  (_, out), seen = model.apply(variables, image, mutable=["intermediates"])
+  count, seen = out["prefix"].shape[1], seen["intermediates"]
+  if model.pool == "map":
+    weights = seen["pool"]["attn"]["weights"][0][:, :, : grid[0] * grid[1]]
+    return weights.reshape(*weights.shape[:2], *grid)
+  block = seen["encoder"]["blocks" if model.scan else f"block_{model.depth - 1}"]["attn"]
+  q, k = (block[name][0].astype(jnp.float32) for name in ("queries", "keys"))
+  q, k = (q[-1], k[-1]) if model.scan else (q, k)
+  length = count + grid[0] * grid[1]  # what is beyond is padding
+  q = q[:, :1] if model.pool == "cls" else q[:, count:length]
+  scores = jnp.einsum("BQHd,BKHd->BHQK", q, k[:, :length]) * q.shape[-1] ** -0.5
+  weights = jnp.mean(jax.nn.softmax(scores), axis=2)[:, :, count:]
+  return weights.reshape(*weights.shape[:2], *grid)
+
+
+def image_tokens(model: ViT, params: Any, image: jax.Array) -> jax.Array:
+  """[B, H, W, C] -> [B, h, w, D], the patches' tokens after the final norm."""
+  grid = grid_of(image.shape[1], image.shape[2], model.patch_size)
+  tokens = model.apply({"params": params}, image)[1]["tokens"]
+  return tokens.reshape(tokens.shape[0], *grid, -1)
+
+
+def predict(
+  model: nn.Module, params_of: Callable[[Any, Any], Any]
+) -> dict[str, Callable[..., jax.Array]]:
+  """`attention` and `image_tokens` of a method, `(params, aux, batch, rng)` each.
+
+  Args:
+    model: the method's backbone; where it is no ViT there are none.
+    params_of: (params, aux) -> the backbone's parameters.
+  """
+  if not isinstance(model, ViT):
+    return {}
+
+  def of_batch(fn: Callable) -> Callable:
+    def call(params: Any, aux: Any, batch: Any, rng: jax.Array | None = None) -> jax.Array:
+      image = batch["image"] if "image" in batch else batch["global"][:, 0]
+      return fn(model, params_of(params, aux), image)
+
+    return call
+
+  return {"attention": of_batch(attention), "image_tokens": of_batch(image_tokens)}
