@@ -174,7 +174,7 @@ def test_cuts_of_images():
     (["mu"], dict(pool="mapp"), "pool 'mapp' is unknown; did you mean map"),
     (["mu"], dict(pos_embed="sincos"), "did you mean sincos2d"),
     (["mu"], dict(remat="ful"), "remat 'ful' is unknown; did you mean full"),
-    (["mu"], dict(gelu="erf"), "gelu 'erf' is unknown; known: exact, quick, tanh"),
+    (["mu"], dict(gelu="erf"), "gelu 'erf' is unknown; known: exact, quick, silu, tanh"),
     (["mu"], dict(dtype="bf16"), "dtype 'bf16' is unknown; did you mean"),
     (["mu"], dict(num_heads=3), "width 32 is not a multiple of 3 heads"),
     (["mu/16"], dict(image_size=100), "image 100 x 100 is not a multiple of the patch 16 x 16"),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from big_vision_like.config import modules, unknown
 from big_vision_like.interop.tables import Rule, Tensors
 
-GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
+GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick", "silu": "silu"}
 PATCH = "D C p q -> (p q C) D"
 HF = Mapping[str, Any]  # a config.json
 
@@ -72,8 +72,21 @@ def image(hf: HF, **defaults: Any) -> dict[str, Any]:
   """The same of an image tower with learned positions."""
   hf = {**defaults, **hf}
   return transformer(hf) | dict(
-    patch_size=pair(hf["patch_size"]), image_size=pair(hf["image_size"]), pos_embed="learn"
+    patch_size=pair(hf["patch_size"]),
+    image_size=pair(hf["image_size"]),
+    pos_embed="learn",
+    pos_resample="bicubic",
   )
+
+
+def architecture(hf: HF, default: str) -> str:
+  """The class that saved the checkpoint: with a head or without, and so the names of tensors."""
+  return (hf.get("architectures") or [default])[0]
+
+
+def num_labels(hf: HF) -> int:
+  """Classes of their head; config.json has names of them, or nothing for their default."""
+  return len(hf["id2label"]) if "id2label" in hf else hf.get("num_labels", 2)
 
 
 def patch_sizes(hf: HF) -> dict[str, int]:

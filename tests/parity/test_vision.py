@@ -1,0 +1,47 @@
+"""DeiT, DINOv2, DINOv3 and I-JEPA give what the references give, also at another resolution."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from big_vision_like.config import UserError
+from big_vision_like.interop import families
+from big_vision_like.models import vit
+from tests.parity import compare, vision, weights
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+@pytest.mark.parametrize("name", vision.CASES)
+def test_outputs_loss_and_gradient(name, scan):
+  hf, given = vision.CASES[name], vision.inputs(name)
+  model = vit.make(**families.family(hf).model(hf), scan=scan)
+  like = jax.eval_shape(model.init, jax.random.key(0), given["image"])["params"]
+
+  def loss(params):
+    _, out = model.apply({"params": params}, given["image"], mask=given.get("mask"))
+    if "num_labels" in hf:
+      got = {k: out[k] for k in ("logits", "logits_dist") if k in out}
+      xent = optax.softmax_cross_entropy_with_integer_labels(out["logits"], given["labels"])
+      got["loss"] = jnp.mean(xent)
+    else:
+      tokens = jnp.concatenate([out["prefix"], out["tokens"]], axis=1)
+      got = {"tokens": tokens, "pooled": out["pooled"]}
+      got["loss"] = jnp.mean((tokens - weights.tensor("target", tokens.shape)) ** 2)
+    return got["loss"], got
+
+  worst = compare.with_stored(name, loss, compare.there_and_back(hf, like))
+  print(f"{name}: largest difference {worst:.1e} of the scale")
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(rope_theta=10.0), "rope_theta = 10.0; our model has 100.0"),
+    (dict(value_bias=False), r"= \[True, False, False\]; expected all, none or all but key_bias"),
+  ],
+)
+def test_a_dinov3_that_we_do_not_have(change, message):
+  hf = vision.CASES["dinov3"] | change
+  with pytest.raises(UserError, match=message):
+    families.family(hf).model(hf)
