@@ -97,7 +97,7 @@ class Block(nn.Module):
       y = drop(y)
       if self.layer_scale is not None:
         init = nn.initializers.constant(self.layer_scale)
-        y *= self.param(name, init, (y.shape[-1],)).astype(y.dtype)
+        y *= self.param(name, init, (y.shape[-1],)).astype(y.dtype)[None, None]
       return path(y)
 
     x = axes.constrain_batch(x)

@@ -131,7 +131,7 @@ class ViT(nn.Module):
     x = axes.constrain_batch(embed(image, keep))
     if self.mask_token:
       token = self.param("mask_token", nn.initializers.normal(0.02), (1, self.width)).astype(dtype)
-      x = x if mask is None else jnp.where(mask[:, :, None], token, x)
+      x = x if mask is None else jnp.where(mask[:, :, None], token[None], x)
 
     table = None
     if self.pos_embed == "learn":

@@ -1,4 +1,4 @@
-"""What every comparison with a reference does: their weights into our model and back, and outputs."""
+"""Common to comparisons with references: weights into our model and back, and stored outputs."""
 
 import json
 import pathlib

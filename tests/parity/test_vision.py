@@ -20,13 +20,14 @@ def test_outputs_loss_and_gradient(name, scan):
 
   def loss(params):
     _, out = model.apply({"params": params}, given["image"], mask=given.get("mask"))
+    tokens = jnp.concatenate([out["prefix"], out["tokens"]], axis=1)
+    got = {"tokens": tokens}
     if "num_labels" in hf:
-      got = {k: out[k] for k in ("logits", "logits_dist") if k in out}
+      got |= {k: out[k] for k in ("logits", "logits_dist") if k in out}
       xent = optax.softmax_cross_entropy_with_integer_labels(out["logits"], given["labels"])
       got["loss"] = jnp.mean(xent)
     else:
-      tokens = jnp.concatenate([out["prefix"], out["tokens"]], axis=1)
-      got = {"tokens": tokens, "pooled": out["pooled"]}
+      got["pooled"] = out["pooled"]
       got["loss"] = jnp.mean((tokens - weights.tensor("target", tokens.shape)) ** 2)
     return got["loss"], got
 

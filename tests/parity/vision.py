@@ -87,7 +87,7 @@ def inputs(name: str) -> dict[str, np.ndarray]:
 
 
 def reference(name: str) -> dict[str, np.ndarray]:
-  """Logits of classifiers, tokens (all, in their order) and pooled of encoders; loss, gradient."""
+  """Tokens (all, in their order), logits of classifiers, pooled of encoders; loss, gradient."""
   import torch
 
   from tests.parity import references
@@ -99,14 +99,15 @@ def reference(name: str) -> dict[str, np.ndarray]:
     kwargs["bool_masked_pos"] = torch.tensor(given["mask"])
   if config["model_type"] in ("deit", "ijepa"):
     kwargs["interpolate_pos_encoding"] = name in SIZES
-  got, out = model(**kwargs), {}
+  got = model(**kwargs)
+  tokens = (model.base_model(**kwargs) if "num_labels" in config else got).last_hidden_state
+  out = {"tokens": tokens}
   if "num_labels" in config:
     out["logits"] = got.logits
     if "distillation_logits" in got:
       out["logits_dist"] = got.distillation_logits
     loss = torch.nn.functional.cross_entropy(got.logits, torch.tensor(given["labels"]))
   else:
-    tokens = out["tokens"] = got.last_hidden_state
     out["pooled"] = tokens.mean(1) if config["model_type"] == "ijepa" else got.pooler_output
     target = torch.tensor(weights.tensor("target", tuple(tokens.shape)))
     loss = ((tokens - target) ** 2).mean()
