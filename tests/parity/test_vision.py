@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from big_vision_like import tree
 from big_vision_like.config import UserError
 from big_vision_like.interop import families
 from big_vision_like.models import vit
@@ -33,6 +34,27 @@ def test_outputs_loss_and_gradient(name, scan):
 
   worst = compare.with_stored(name, loss, compare.there_and_back(hf, like))
   print(f"{name}: largest difference {worst:.1e} of the scale")
+
+
+_GIANT = dict(hidden_size=1536, num_hidden_layers=40, num_attention_heads=24, use_swiglu_ffn=True)
+_7B = dict(hidden_size=4096, num_hidden_layers=40, num_attention_heads=32, intermediate_size=8192)
+_7B |= dict(use_gated_mlp=True, hidden_act="silu", query_bias=False, value_bias=False)
+
+
+@pytest.mark.parametrize(
+  "hf, count",
+  [
+    (dict(model_type="deit", num_labels=1000), 87_338_192),  # distilled DeiT-B
+    (dict(model_type="dinov2", image_size=518), 86_580_480),
+    (dict(model_type="dinov2", image_size=518, **_GIANT), 1_136_480_768),
+    (dict(model_type="dinov3_vit", num_register_tokens=4, **_7B), 6_716_035_072),  # 6716M there
+  ],
+)
+def test_published_parameter_counts(hf, count):
+  model = vit.make(**families.family(hf).model(hf))
+  image = jax.ShapeDtypeStruct((1, *model.image_size, 3), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+  assert tree.num_params(shapes) == count
 
 
 @pytest.mark.parametrize(
