@@ -57,16 +57,16 @@ def test_sincos_2d():
 
 
 def test_rope_centred():
-  """A grid of 2 x 1: centres at -1/2 and 1/2 down, 0 across; 2 pi times those, frequency 1."""
-  q = jnp.asarray([1.0, 0, 1, 0, 0, 0, 0, 0])[
-    None, None, None
-  ]  # y: pairs (0, 4), (1, 5); x: the rest
-  out = rope_2d((2, 1), 8, centred=True)(jnp.broadcast_to(q, (1, 2, 1, 8)))[0, :, 0]
-  np.testing.assert_allclose(out[0, [0, 4]], [-1, 0], atol=1e-6)  # by -pi
-  np.testing.assert_allclose(out[1, [2, 6]], [1, 0], atol=1e-6)  # by 0
-  q = jnp.eye(8)[1].reshape(1, 1, 1, 8)  # frequency 1 / 10
-  out = rope_2d((2, 1), 8, centred=True)(jnp.broadcast_to(q, (1, 2, 1, 8)))[0, 1, 0]
-  np.testing.assert_allclose(out[[1, 5]], [np.cos(np.pi / 10), np.sin(np.pi / 10)], atol=1e-6)
+  """A grid of 2 x 1 has its centres at -1/2 and 1/2 down and 0 across; angles are 2 pi times those.
+
+  Pairs (0, 4) and (1, 5) turn by y, with frequencies 1 and 1/10, pairs (2, 6) and (3, 7) by x.
+  """
+  rotate = rope_2d((2, 1), 8, centred=True)
+  turned = lambda i: np.asarray(rotate(jnp.broadcast_to(jnp.eye(8)[i], (1, 2, 1, 8))))[0, :, 0]
+  np.testing.assert_allclose(turned(0)[:, 0], [-1, -1], atol=1e-6)
+  cos, sin = np.cos(np.pi / 10), np.sin(np.pi / 10)
+  np.testing.assert_allclose(turned(1)[:, [1, 5]], [[cos, -sin], [cos, sin]], atol=1e-6)
+  np.testing.assert_allclose(turned(2), np.broadcast_to(np.eye(8)[2], (2, 8)), atol=1e-6)
 
 
 def test_rope_is_relative():
