@@ -36,6 +36,17 @@ def test_outputs_loss_and_gradient(name, scan):
   print(f"{name}: largest difference {worst:.1e} of the scale")
 
 
+@pytest.mark.parametrize("name", vision.CASES)
+def test_the_config_back_means_the_same(name):
+  hf = vision.CASES[name]
+  family = families.family(hf)
+  model = vit.make(**family.model(hf))
+  back = family.config(model, 3)
+  assert back["model_type"] == hf["model_type"] and back["architectures"] == hf["architectures"]
+  assert vit.make(**family.model(back)) == model
+  assert family.rules(back) == family.rules(hf)
+
+
 _GIANT = dict(hidden_size=1536, num_hidden_layers=40, num_attention_heads=24, use_swiglu_ffn=True)
 _7B = dict(hidden_size=4096, num_hidden_layers=40, num_attention_heads=32, intermediate_size=8192)
 _7B |= dict(use_gated_mlp=True, hidden_act="silu", query_bias=False, value_bias=False)

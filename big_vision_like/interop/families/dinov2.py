@@ -8,6 +8,8 @@ from big_vision_like.interop.families import (
   Family,
   architecture,
   image,
+  image_config,
+  labels,
   num_labels,
   patch_sizes,
 )
@@ -84,6 +86,24 @@ def _dinov2_model(hf: HF) -> dict[str, Any]:
   return model | (dict(gelu="silu") if gated else {})
 
 
+def _dinov2_config(model: Any, channels: int) -> dict[str, Any]:
+  name = "Dinov2WithRegisters" if model.registers else "Dinov2"
+  hf = image_config(model, channels)
+  hidden = hf.pop("intermediate_size") * (1.5 if model.gated else 1)
+  own = dict(
+    model_type="dinov2_with_registers" if model.registers else "dinov2",
+    architectures=[name + ("ForImageClassification" if model.num_classes else "Model")],
+    mlp_ratio=round(hidden / model.width),
+    use_swiglu_ffn=model.gated,
+    qkv_bias=model.qkv_bias,
+    layerscale_value=model.layer_scale or 1.0,
+  )
+  own |= dict(num_register_tokens=model.registers) if model.registers else {}
+  own |= {} if model.registers else dict(use_mask_token=model.mask_token)
+  return own | hf | labels(model)
+
+
 FAMILIES = dict.fromkeys(
-  ("dinov2", "dinov2_with_registers"), Family(_dinov2_model, _dinov2, patch_sizes)
+  ("dinov2", "dinov2_with_registers"),
+  Family(_dinov2_model, _dinov2, patch_sizes, config=_dinov2_config),
 )

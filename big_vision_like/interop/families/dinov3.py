@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from big_vision_like.config import UserError
-from big_vision_like.interop.families import HF, PATCH, Family, image, patch_sizes
+from big_vision_like.interop.families import HF, PATCH, Family, image, image_config, patch_sizes
 from big_vision_like.interop.tables import Rule, Tensors, dense, norm
 
 _DINOV3 = dict(
@@ -71,4 +71,20 @@ def _no_registers(hf: HF) -> Tensors:
   return {"embeddings.register_tokens": np.zeros((1, 0, hf["hidden_size"]), np.float32)}
 
 
-FAMILIES = {"dinov3_vit": Family(_dinov3_model, _dinov3, patch_sizes, _no_registers)}
+def _dinov3_config(model: Any, channels: int) -> dict[str, Any]:
+  own = dict(
+    model_type="dinov3_vit",
+    architectures=["DINOv3ViTModel"],
+    num_register_tokens=model.registers,
+    layerscale_value=model.layer_scale or 1.0,
+    use_gated_mlp=model.gated,
+    query_bias=model.qkv_bias,
+    key_bias=model.qkv_bias and model.key_bias,
+    value_bias=model.qkv_bias,
+  )
+  return own | image_config(model, channels)
+
+
+FAMILIES = {
+  "dinov3_vit": Family(_dinov3_model, _dinov3, patch_sizes, _no_registers, config=_dinov3_config)
+}

@@ -8,6 +8,8 @@ from big_vision_like.interop.families import (
   Family,
   architecture,
   image,
+  image_config,
+  labels,
   num_labels,
   patch_sizes,
 )
@@ -40,4 +42,10 @@ def _ijepa_model(hf: HF) -> dict[str, Any]:
   )
 
 
-FAMILIES = {"ijepa": Family(_ijepa_model, _ijepa, patch_sizes)}
+def _ijepa_config(model: Any, channels: int) -> dict[str, Any]:
+  name = "IJepaForImageClassification" if model.num_classes else "IJepaModel"
+  own = dict(model_type="ijepa", architectures=[name], qkv_bias=model.qkv_bias)
+  return own | image_config(model, channels) | labels(model)
+
+
+FAMILIES = {"ijepa": Family(_ijepa_model, _ijepa, patch_sizes, config=_ijepa_config)}
