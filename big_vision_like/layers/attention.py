@@ -86,8 +86,10 @@ class MultiHeadAttention(nn.Module):
   """Vaswani et al. 2017, Sec. 3.2. Parameters query, key, value, out: kernel [D, D], bias [D].
 
   Kernels are flat so that tensor parallelism is one rule: the last axis of query, key and value,
-  the first of out. `rope(q or k) -> q or k` rotates [B, N, H, d] before the product. Remat policies
-  know the intermediates query, key, value and attention, [B, N, D] each.
+  the first of out. Without `qkv_bias` only out has a bias; without `key_bias` all but key (a key's
+  bias adds the same to all scores of a query, which the softmax takes away). `rope(q or k) -> q or
+  k` rotates [B, N, H, d] before the product. Remat policies know the intermediates query, key,
+  value and attention, [B, N, D] each.
 
   With a `cache` of keys and values the result is (y, cache). Three uses, for decoding:
 
@@ -98,6 +100,8 @@ class MultiHeadAttention(nn.Module):
 
   num_heads: int
   dtype: jnp.dtype = jnp.float32
+  qkv_bias: bool = True
+  key_bias: bool = True
 
   @nn.compact
   def __call__(
@@ -119,7 +123,8 @@ class MultiHeadAttention(nn.Module):
     context = x if context is None else context
 
     def heads(name: str, y: jax.Array) -> jax.Array:
-      y = fused.Dense(width, kernel_init=xavier, dtype=self.dtype, name=name)(y)
+      bias = self.qkv_bias and (self.key_bias or name != "key")
+      y = fused.Dense(width, bias, kernel_init=xavier, dtype=self.dtype, name=name)(y)
       y = checkpoint_name(y, name)
       return rearrange(y, "B N (H d) -> B N H d", H=self.num_heads)
 

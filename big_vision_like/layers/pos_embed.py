@@ -12,9 +12,15 @@ from big_vision_like.config import UserError
 Grid = tuple[int, int]
 
 
-def resample_pos_embed(table: jax.Array, old: Grid, new: Grid) -> jax.Array:
-  """A table [H*W, D] of grid `old` -> [H'*W', D] of grid `new`, bicubic with antialiasing.
+RESAMPLE = ("antialias", "bicubic")
 
+
+def resample_pos_embed(table: jax.Array, old: Grid, new: Grid, how: str = "antialias") -> jax.Array:
+  """A table [H*W, D] of grid `old` -> [H'*W', D] of grid `new`.
+
+  `how` is "antialias", Keys' cubic with a = -0.5, widened where the grid shrinks (jax.image.resize,
+  Pillow, and torch's `interpolate(mode="bicubic", antialias=True)`), or "bicubic", a = -0.75 over
+  the four nearest rows and columns (the same of torch without antialiasing, OpenCV).
   In float32, whatever the table's dtype. The same grid gives the same table, bit for bit.
 
   Raises:
@@ -27,8 +33,25 @@ def resample_pos_embed(table: jax.Array, old: Grid, new: Grid) -> jax.Array:
   if tuple(old) == tuple(new):
     return table
   image = rearrange(table.astype(jnp.float32), "(H W) D -> H W D", H=old[0])
-  image = jax.image.resize(image, (*new, table.shape[-1]), "bicubic", antialias=True)
+  if how == "bicubic":
+    rows, columns = (_bicubic(a, b) for a, b in zip(old, new))
+    image = jnp.einsum("hH,wW,HWD->hwD", rows, columns, image, precision="highest")
+  else:
+    image = jax.image.resize(image, (*new, table.shape[-1]), "bicubic", antialias=True)
   return rearrange(image, "H W D -> (H W) D").astype(table.dtype)
+
+
+def _bicubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
+  """Weights [new, old] of Keys' cubic convolution (1981) between centres, edges repeated."""
+  at = (np.arange(new) + 0.5) * old / new - 0.5
+  out = np.zeros((new, old))
+  for tap in range(-1, 3):
+    index = np.floor(at).astype(int) + tap
+    t = np.abs(at - index)
+    near = ((a + 2) * t - (a + 3)) * t * t + 1  # |t| <= 1
+    far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a  # 1 < |t| < 2
+    out[np.arange(new), np.clip(index, 0, old - 1)] += np.where(t <= 1, near, far)
+  return out.astype(np.float32)
 
 
 def sincos_2d(
@@ -51,12 +74,19 @@ def sincos_2d(
 
 
 def rope_2d(
-  grid: Grid, head_dim: int, *, prefix: int = 0, temperature: float = 100.0
+  grid: Grid,
+  head_dim: int,
+  *,
+  prefix: int = 0,
+  temperature: float = 100.0,
+  centred: bool = False,
 ) -> Callable[[jax.Array], jax.Array]:
   """Axial rotary positions (Su et al. 2021, in two dimensions): y in one half, x in the other.
 
   The result rotates [B, prefix + H*W, heads, d]; the `prefix` tokens (class, registers) stay, and
-  so do those past the grid (padding).
+  so do those past the grid (padding). Coordinates count patches; `centred` takes 2 pi times the
+  patch's centre in an image that reaches from -1 to 1 in both directions, whatever its size, as in
+  DINOv3 (arXiv:2508.10104).
 
   Raises:
     UserError: head_dim is not a multiple of 4.
@@ -64,7 +94,10 @@ def rope_2d(
   if head_dim % 4:
     raise UserError(f"rope needs a head size that is a multiple of 4, found {head_dim}")
   omega = temperature ** -(np.arange(head_dim // 4) / (head_dim // 4))
-  y, x = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
+  at = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
+  if centred:
+    at = 2 * np.pi * (2 * (at + 0.5) / np.reshape(grid, (2, 1, 1)) - 1)
+  y, x = at
   angle = np.concatenate([y * omega, x * omega], axis=1)  # [H*W, d / 2]
   angle = np.concatenate([np.zeros((prefix, head_dim // 2)), angle])
 

@@ -68,11 +68,12 @@ def test_outputs_and_intermediates(pool):
   params = jax.eval_shape(model.init, jax.random.key(0), x)
   y, out = jax.eval_shape(model.apply, params, x)
   assert out["tokens"].shape == (2, 6, 32)
-  assert out["prefix"].shape == (2, 3 + (pool == "cls"), 32)
+  assert out["prefix"].shape == (2, 3 + pool.startswith("cls"), 32)
   if pool == "none":
     assert y.shape == (2, 6, 32) and "pooled" not in out
   else:
-    assert y.shape == out["logits"].shape == (2, 5) and out["pooled"].shape == (2, 32)
+    assert y.shape == out["logits"].shape == (2, 5)
+    assert out["pooled"].shape == (2, 64 if pool == "cls_gap" else 32)
   assert params["params"]["pos_embed"].shape == (6, 32)
 
 
@@ -89,7 +90,14 @@ def test_another_resolution_resamples_the_learned_table():
 
 @pytest.mark.parametrize(
   "pos_embed, moves",
-  [("learn", 1), ("sincos2d", 1), ("sincos2d_moco", 1), ("rope", 1), ("none", 0)],
+  [
+    ("learn", 1),
+    ("sincos2d", 1),
+    ("sincos2d_moco", 1),
+    ("rope", 1),
+    ("rope_centred", 1),
+    ("none", 0),
+  ],
 )
 def test_positions_are_seen(pos_embed, moves):
   """Swapping two patches changes the mean over patches, except without positions."""
@@ -133,9 +141,39 @@ def test_patches_that_are_not_kept_are_not_seen():
   assert changed[0] == 0 and changed[1] > 1e-3
 
 
-def test_keep_does_not_go_with_rope():
+@pytest.mark.parametrize("pos_embed", ["rope", "rope_centred"])
+def test_keep_does_not_go_with_rope(pos_embed):
   with pytest.raises(UserError, match="'rope' cannot leave patches out; use sincos2d"):
-    jax.eval_shape(tiny(pos_embed="rope").init, jax.random.key(0), IMAGE, keep=KEEP)
+    jax.eval_shape(tiny(pos_embed=pos_embed).init, jax.random.key(0), IMAGE, keep=KEEP)
+
+
+def test_masked_patches_are_not_seen():
+  model = tiny(pool="cls", mask_token=True)
+  params, mask = init(model), np.zeros((2, 6), bool)
+  mask[0, [1, 2]] = True
+  apply = jax.jit(lambda x, mask: model.apply({"params": params}, x, mask=mask)[0])
+  other = IMAGE.copy()
+  other[0, :8, 8:] = 7.0  # patches 1 and 2 of the first example
+  np.testing.assert_array_equal(apply(other, mask), apply(IMAGE, mask))
+  assert np.abs(apply(IMAGE, ~mask) - apply(IMAGE, mask)).max() > 1e-3
+  plain = apply(IMAGE, np.zeros((2, 6), bool))
+  np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, IMAGE)[0], plain, atol=1e-6)
+  with pytest.raises(UserError, match="no mask token; write mask_token = True"):
+    jax.eval_shape(tiny().init, jax.random.key(0), IMAGE, mask=mask)
+
+
+def test_distillation_token():
+  """Logits are the mean of the two heads; the one of the distillation token sees its own token."""
+  model = tiny(pool="cls", cls_pos=True, dist_token=True, dist_head=True, num_classes=5)
+  params = init(model)
+  assert {"cls", "cls_pos", "dist", "dist_pos", "head", "head_dist"} <= params.keys()
+  logits, out = jax.jit(model.apply)({"params": params}, IMAGE)
+  heads = [
+    out["prefix"][:, i] @ params[name]["kernel"] + params[name]["bias"][None]
+    for i, name in enumerate(("head", "head_dist"))
+  ]
+  np.testing.assert_allclose(out["logits_dist"], heads[1], atol=1e-6)
+  np.testing.assert_allclose(logits, (heads[0] + heads[1]) / 2, atol=1e-6)
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters():
@@ -174,8 +212,11 @@ def test_cuts_of_images():
     (["B/x"], {}, "patch is not a number; write 'B/16'"),
     (["mu"], dict(pool="mapp"), "pool 'mapp' is unknown; did you mean map"),
     (["mu"], dict(pos_embed="sincos"), "did you mean sincos2d"),
+    (["mu"], dict(pos_resample="cubic"), "pos_resample 'cubic' is unknown; did you mean bicubic"),
+    (["mu"], dict(dist_token=True), "dist_token needs a class token; pool = 'gap'"),
+    (["mu"], dict(pool="cls", dist_head=True), "dist_head needs dist_token = True"),
     (["mu"], dict(remat="ful"), "remat 'ful' is unknown; did you mean full"),
-    (["mu"], dict(gelu="erf"), "gelu 'erf' is unknown; known: exact, quick, tanh"),
+    (["mu"], dict(gelu="erf"), "gelu 'erf' is unknown; known: exact, quick, silu, tanh"),
     (["mu"], dict(dtype="bf16"), "dtype 'bf16' is unknown; did you mean"),
     (["mu"], dict(num_heads=3), "width 32 is not a multiple of 3 heads"),
     (["mu/16"], dict(image_size=100), "image 100 x 100 is not a multiple of the patch 16 x 16"),
