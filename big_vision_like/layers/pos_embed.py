@@ -12,9 +12,15 @@ from big_vision_like.config import UserError
 Grid = tuple[int, int]
 
 
-def resample_pos_embed(table: jax.Array, old: Grid, new: Grid) -> jax.Array:
-  """A table [H*W, D] of grid `old` -> [H'*W', D] of grid `new`, bicubic with antialiasing.
+RESAMPLE = ("antialias", "bicubic")
 
+
+def resample_pos_embed(table: jax.Array, old: Grid, new: Grid, how: str = "antialias") -> jax.Array:
+  """A table [H*W, D] of grid `old` -> [H'*W', D] of grid `new`.
+
+  `how` is "antialias", Keys' cubic with a = -0.5, widened where the grid shrinks (jax.image.resize,
+  Pillow, and torch's `interpolate(mode="bicubic", antialias=True)`), or "bicubic", a = -0.75 over
+  the four nearest rows and columns (the same of torch without antialiasing, OpenCV).
   In float32, whatever the table's dtype. The same grid gives the same table, bit for bit.
 
   Raises:
@@ -27,8 +33,25 @@ def resample_pos_embed(table: jax.Array, old: Grid, new: Grid) -> jax.Array:
   if tuple(old) == tuple(new):
     return table
   image = rearrange(table.astype(jnp.float32), "(H W) D -> H W D", H=old[0])
-  image = jax.image.resize(image, (*new, table.shape[-1]), "bicubic", antialias=True)
+  if how == "bicubic":
+    rows, columns = (_bicubic(a, b) for a, b in zip(old, new))
+    image = jnp.einsum("hH,wW,HWD->hwD", rows, columns, image, precision="highest")
+  else:
+    image = jax.image.resize(image, (*new, table.shape[-1]), "bicubic", antialias=True)
   return rearrange(image, "H W D -> (H W) D").astype(table.dtype)
+
+
+def _bicubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
+  """Weights [new, old] of Keys' cubic convolution (1981) between centres, edges repeated."""
+  at = (np.arange(new) + 0.5) * old / new - 0.5
+  out = np.zeros((new, old))
+  for tap in range(-1, 3):
+    index = np.floor(at).astype(int) + tap
+    t = np.abs(at - index)
+    near = ((a + 2) * t - (a + 3)) * t * t + 1  # |t| <= 1
+    far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a  # 1 < |t| < 2
+    out[np.arange(new), np.clip(index, 0, old - 1)] += np.where(t <= 1, near, far)
+  return out.astype(np.float32)
 
 
 def sincos_2d(
@@ -75,3 +98,27 @@ def rope_2d(
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(q.dtype)
 
   return rotate
+
+
+def native_pos_embed(
+  table: jax.Array, side: int, positions: jax.Array, grid: jax.Array
+) -> jax.Array:
+  """A table [side*side, D] at the patches of images of any shape: [B, N, D], in float32.
+
+  What bilinear resampling with antialiasing of the table to each image's own grid gives (NaFlex,
+  SigLIP 2, arXiv:2502.14786): along each axis a triangle around the patch's centre in the table,
+  as wide as a patch, or as an entry of the table where that is wider.
+
+  Args:
+    table: rows first.
+    side: entries of the table along each axis.
+    positions: int32 [B, N, 2], row and column of each patch.
+    grid: int32 [B, 2], rows and columns of each image.
+  """
+  scale = side / grid.astype(jnp.float32)[:, None, :, None]
+  center = (positions.astype(jnp.float32)[..., None] + 0.5) * scale - 0.5
+  distance = jnp.abs(jnp.arange(side, dtype=jnp.float32) - center) / jnp.maximum(scale, 1)
+  weights = jnp.maximum(1 - distance, 0)
+  weights /= jnp.sum(weights, axis=-1, keepdims=True)
+  weights = weights[:, :, 0, :, None] * weights[:, :, 1, None, :]
+  return rearrange(weights, "B N h w -> B N (h w)") @ table.astype(jnp.float32)

@@ -49,12 +49,16 @@ class ViT(nn.Module):
     pool: class token, mean over patches, attention pooling, or none (the output is all tokens).
     pos_embed: learned table, fixed sin-cos (sincos2d as in big_vision, sincos2d_moco as in MoCo v3
       and MAE), axial rotary, or none; patches only.
+    pos_resample: how, see `layers.pos_embed.resample_pos_embed`.
     cls_pos: a position of the class token too, parameter `cls_pos` [1, D], as in ViT's paper, DeiT,
       DINO and CLIP; big_vision has none.
+    cls_token: a class token that another pooling than `cls` leaves out.
     registers: extra learned tokens (Darcet et al. 2023), left out of pooling.
     num_classes: size of the linear head, or None.
     pre_norm, patch_bias, head_bias: CLIP's towers have a LayerNorm before the encoder, parameter
       `pre_norm`, and no biases in the patch embedding and the head.
+    norm_pooled: the last LayerNorm, parameter `norm`, comes after pooling, not before: timm's
+      `fc_norm` (MAE's fine-tuning, mean pooling) and CLIPA. Tokens are then not normalised.
     eps: of every LayerNorm.
     scan, remat, dtype: see `layers.transformer.Encoder`; parameters are always float32.
   """
@@ -67,12 +71,15 @@ class ViT(nn.Module):
   image_size: tuple[int, int] = (224, 224)
   pool: str = "gap"
   pos_embed: str = "learn"
+  pos_resample: str = "antialias"
   cls_pos: bool = False
+  cls_token: bool = False
   registers: int = 0
   num_classes: int | None = None
   pre_norm: bool = False
   patch_bias: bool = True
   head_bias: bool = True
+  norm_pooled: bool = False
   gelu: str = "tanh"
   eps: float = 1e-6
   dropout: float = 0.0
@@ -108,7 +115,7 @@ class ViT(nn.Module):
       table_grid = grid_of(*self.image_size, self.patch_size)
       init = nn.initializers.normal(self.width**-0.5)
       table = self.param("pos_embed", init, (table_grid[0] * table_grid[1], self.width))
-      table = pos.resample_pos_embed(table, table_grid, grid).astype(dtype)
+      table = pos.resample_pos_embed(table, table_grid, grid, self.pos_resample).astype(dtype)
     elif self.pos_embed in ("sincos2d", "sincos2d_moco"):
       table = pos.sincos_2d(grid, self.width, endpoint=self.pos_embed == "sincos2d")
       table = jnp.asarray(table, dtype)
@@ -116,7 +123,7 @@ class ViT(nn.Module):
       x = x + (table[None] if keep is None else axes.constrain_batch(table[keep]))
 
     prefix = []
-    if self.pool == "cls":
+    if self.pool == "cls" or self.cls_token:
       cls = self.param("cls", nn.initializers.zeros, (1, self.width))
       if self.cls_pos:
         cls += self.param("cls_pos", nn.initializers.normal(self.width**-0.5), (1, self.width))
@@ -147,6 +154,7 @@ class ViT(nn.Module):
       self.remat,
       dtype,
       self.eps,
+      final_norm=not self.norm_pooled,
       name="encoder",
     )(x, rope=rope, train=train)
     first, x = x[:, :count], x[:, count:]
@@ -158,6 +166,8 @@ class ViT(nn.Module):
       x = jnp.mean(x, axis=1)
     elif self.pool == "map":
       x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, self.eps, name="pool")(x)
+    if self.norm_pooled:
+      x = fused.LayerNorm(epsilon=self.eps, dtype=dtype, name="norm")(x)
     if self.pool != "none":
       x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
@@ -194,8 +204,8 @@ def make(
     size = kwargs["image_size"]
     kwargs["image_size"] = (size,) * 2 if isinstance(size, int) else tuple(size)
   model = call(ViT, kwargs, where)
-  check(model, where, pool=POOLS, pos_embed=POSITIONS)
-  if model.cls_pos and model.pool != "cls":
+  check(model, where, pool=POOLS, pos_embed=POSITIONS, pos_resample=pos.RESAMPLE)
+  if model.cls_pos and model.pool != "cls" and not model.cls_token:
     raise UserError(f"{where} cls_pos needs a class token; pool = {model.pool!r}, expected 'cls'")
   if model.pos_embed == "learn":
     grid_of(*model.image_size, model.patch_size)
