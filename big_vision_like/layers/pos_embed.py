@@ -117,7 +117,8 @@ def native_pos_embed(
   """
   scale = side / grid.astype(jnp.float32)[:, None, :, None]
   center = (positions.astype(jnp.float32)[..., None] + 0.5) * scale - 0.5
-  distance = jnp.abs(jnp.arange(side, dtype=jnp.float32) - center) / jnp.maximum(scale, 1)
+  entries = jnp.arange(side, dtype=jnp.float32)[None, None, None, :]
+  distance = jnp.abs(entries - center) / jnp.maximum(scale, 1)
   weights = jnp.maximum(1 - distance, 0)
   weights /= jnp.sum(weights, axis=-1, keepdims=True)
   weights = weights[:, :, 0, :, None] * weights[:, :, 1, None, :]

@@ -59,7 +59,7 @@ class NaFlex(nn.Module):
   def __call__(
     self, image: Mapping[str, jax.Array], *, train: bool = False
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What `inputs` gives -> ([B, D], with a head [B, K], without pooling [B, N, D]; intermediates).
+    """Patches -> ([B, D], or [B, K] with a head, or [B, N, D] without pooling; intermediates).
 
         patches           [B, N, p*p*C], of any float type; rows ordered (p, q, C)
         patch_mask        bool [B, N], True for a patch; no token sees padding
