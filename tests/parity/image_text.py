@@ -130,6 +130,26 @@ CASES: dict[str, dict[str, Any]] = {
   ),
 }
 
+CASES |= {  # that need layer scale, no biases, a distillation token, a gated MLP
+  "timm_deit3": dict(config=_timm("deit3_base_patch16_224", 5), size=(16, 24)),
+  "timm_medium": dict(config=_timm("vit_medium_patch16_gap_240", 5), size=(16, 24)),
+  "timm_distilled": dict(config=_timm("deit_base_distilled_patch16_224", 5), size=(16, 24)),
+  "timm_swiglu": dict(
+    config=_timm("vit_giant_patch14_reg4_dinov2", 0, global_pool="token"), size=(16, 24)
+  ),
+  "open_clip_scale": dict(
+    config=dict(
+      model_cfg=dict(
+        embed_dim=16,
+        vision_cfg=CLIP | dict(ls_init_value=0.1),
+        text_cfg=CLIP_TEXT | dict(ls_init_value=0.1),
+      )
+    ),
+    size=(16, 24),
+    length=8,
+  ),
+}
+
 
 def kind(name: str) -> str:
   """Of the family: model_type, open_clip or timm."""

@@ -123,11 +123,12 @@ def _image(cfg: HF, vision: HF) -> dict[str, Any]:
       num_classes=cfg["embed_dim"],
       head_bias=False,
     )
-  proj = vision.get("timm_proj", "linear")
-  if proj not in ("linear", "none"):
-    raise unknown("open_clip_config.json: vision_cfg.timm_proj", proj, ["linear", "none"])
-  size = cfg["embed_dim"] if proj == "linear" else None
-  bias = vision.get("timm_proj_bias", False)
+  # No projection, one behind the trunk, or the trunk's own classifier.
+  proj = vision.get("timm_proj", "linear") or ""
+  if proj not in ("linear", "none", ""):
+    raise unknown("open_clip_config.json: vision_cfg.timm_proj", proj, ["linear", "none", ""])
+  size = None if proj == "none" else cfg["embed_dim"]
+  bias = not proj or vision.get("timm_proj_bias", False)
   return timm.tower(_trunk(vision)) | dict(num_classes=size, head_bias=bias)
 
 
@@ -182,10 +183,11 @@ def _table(hf: HF) -> list[Rule]:
     *head,
   ]
   if vision.get("timm_model_name"):
-    out += timm.table(_trunk(vision), "visual.trunk.", "image/")
-    return [r for r in out if r.theirs.rsplit(".", 1)[0] != "visual.trunk.head"] + [
-      *dense("visual.head.proj", "image/head")
-    ]
+    trunk = timm.table(_trunk(vision), "visual.trunk.", "image/")
+    if vision.get("timm_proj", "linear"):
+      trunk = [rule for rule in trunk if not rule.theirs.startswith("visual.trunk.head.")]
+      trunk += dense("visual.head.proj", "image/head")
+    return out + trunk
   last = "image/norm" if vision["final_ln_after_pool"] else "image/encoder/norm"
   return out + [
     Rule("visual.conv1.weight", "image/patch_embed/proj/kernel", PATCH),

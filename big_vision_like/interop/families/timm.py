@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from big_vision_like.config import UserError, unknown
-from big_vision_like.interop.families import HF, PATCH, Family, pair
+from big_vision_like.interop.families import HF, PATCH, Family, pair, whole_patches
 from big_vision_like.interop.tables import Rule, dense, norm
 
 SIZES = {  # embed_dim, depth, num_heads, mlp_ratio
@@ -16,7 +16,6 @@ SIZES = {  # embed_dim, depth, num_heads, mlp_ratio
   "mediumd": (512, 20, 8, 4),
   "betwixt": (640, 12, 10, 4),
   "base": (768, 12, 12, 4),
-  "so150m": (896, 18, 14, 2.572),
   "large": (1024, 24, 16, 4),
   "so400m": (1152, 27, 16, 3.7362),
   "huge": (1280, 32, 16, 4),
@@ -111,6 +110,8 @@ def _named(name: str) -> dict[str, Any]:
       return {}
   if "gap" in words and not out.get("reg_tokens"):
     out |= dict(fc_norm=False)
+    if name == "vit_base_patch16_gap_224":
+      out |= dict(num_heads=16)
     if size in ("medium", "betwixt"):
       out |= dict(qkv_bias=False, init_values=1e-6)
   elif "gap" in words and size != "base":
@@ -134,7 +135,7 @@ def tower(hf: HF) -> dict[str, Any]:
     num_heads=args["num_heads"],
     mlp_dim=mlp_dim // 2 if args["swiglu"] else mlp_dim,
     patch_size=pair(args.get("patch_size", 16)),
-    image_size=pair(args["img_size"]),
+    image_size=whole_patches(args["img_size"], args.get("patch_size", 16)),
     pool=POOL[args["global_pool"]],
     pos_embed=args["pos_embed"],
     cls_pos=args["class_token"] and args["pos_embed"] == "learn" and not args["no_embed_class"],

@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from big_vision_like.interop.families import HF, PATCH, Family, image, patch_sizes, transformer
+from big_vision_like.interop.families import (
+  HF,
+  PATCH,
+  Family,
+  image,
+  patch_sizes,
+  transformer,
+  whole_patches,
+)
 from big_vision_like.interop.tables import Rule, dense, norm
 
 
@@ -75,7 +83,8 @@ def siglip_text(hf: HF) -> dict[str, Any]:
 
 def _siglip_model(hf: HF) -> dict[str, Any]:
   vision = {**SIGLIP, "patch_size": 16, "image_size": 224, **hf["vision_config"]}
-  tower = dict(pool="map", pos_resample="bicubic")
+  size = whole_patches(vision["image_size"], vision["patch_size"])  # so400m/14 at 384
+  tower = dict(pool="map", pos_resample="bicubic", image_size=size)
   return dict(image=image(vision) | tower, text=siglip_text(hf))
 
 
