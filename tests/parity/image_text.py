@@ -142,7 +142,7 @@ CASES |= {  # that need layer scale, no biases, a distillation token, a gated ML
       model_cfg=dict(
         embed_dim=16,
         vision_cfg=CLIP | dict(ls_init_value=0.1),
-        text_cfg=CLIP_TEXT | dict(ls_init_value=0.1),
+        text_cfg=CLIP_TEXT,
       )
     ),
     size=(16, 24),

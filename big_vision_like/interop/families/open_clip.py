@@ -29,7 +29,6 @@ TEXT = dict(
   heads=8,
   layers=12,
   mlp_ratio=4.0,
-  ls_init_value=None,
   eos_id=2,
   no_causal_mask=False,
   pool_type="argmax",
@@ -96,7 +95,7 @@ def _common(cfg: HF, part: HF) -> dict[str, Any]:
     gelu=act,
     eps=(part["norm_kwargs"] or {}).get("eps", 1e-5),
   )
-  return out | ({"layer_scale": part["ls_init_value"]} if part["ls_init_value"] else {})
+  return out | ({"layer_scale": part["ls_init_value"]} if part.get("ls_init_value") else {})
 
 
 def _trunk(vision: HF) -> dict[str, Any]:
