@@ -108,3 +108,28 @@ def rope_2d(
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(q.dtype)
 
   return rotate
+
+
+def native_pos_embed(
+  table: jax.Array, side: int, positions: jax.Array, grid: jax.Array
+) -> jax.Array:
+  """A table [side*side, D] at the patches of images of any shape: [B, N, D], in float32.
+
+  What bilinear resampling with antialiasing of the table to each image's own grid gives (NaFlex,
+  SigLIP 2, arXiv:2502.14786): along each axis a triangle around the patch's centre in the table,
+  as wide as a patch, or as an entry of the table where that is wider.
+
+  Args:
+    table: rows first.
+    side: entries of the table along each axis.
+    positions: int32 [B, N, 2], row and column of each patch.
+    grid: int32 [B, 2], rows and columns of each image.
+  """
+  scale = side / grid.astype(jnp.float32)[:, None, :, None]
+  center = (positions.astype(jnp.float32)[..., None] + 0.5) * scale - 0.5
+  entries = jnp.arange(side, dtype=jnp.float32)[None, None, None, :]
+  distance = jnp.abs(entries - center) / jnp.maximum(scale, 1)
+  weights = jnp.maximum(1 - distance, 0)
+  weights /= jnp.sum(weights, axis=-1, keepdims=True)
+  weights = weights[:, :, 0, :, None] * weights[:, :, 1, None, :]
+  return rearrange(weights, "B N h w -> B N (h w)") @ table.astype(jnp.float32)

@@ -115,7 +115,8 @@ class Encoder(nn.Module):
   """`depth` blocks and a final LayerNorm.
 
   `scan` compiles one block and stacks its parameters on a leading axis (`blocks/...`); otherwise
-  they are `block_0`, `block_1`, ... Stochastic depth grows linearly to `drop_path`.
+  they are `block_0`, `block_1`, ... Stochastic depth grows linearly to `drop_path`. Without
+  `final_norm` the last LayerNorm is the caller's.
 
   Where the mesh splits tokens over `sequence` and they do not divide, they are padded once around
   all blocks and the padding is hidden from attention. Dropout then draws other numbers than on one
@@ -136,6 +137,7 @@ class Encoder(nn.Module):
   gated: bool = False
   qkv_bias: bool = True
   key_bias: bool = True
+  final_norm: bool = True
 
   @nn.compact
   def __call__(self, x, *, mask=None, rope=None, causal: bool = False, train: bool = False):
@@ -163,7 +165,9 @@ class Encoder(nn.Module):
       for i in range(self.depth):
         rate = float(rates[i]) if drops else None
         x, _ = block(*args, name=f"block_{i}")(x, rate, mask, rope, causal, train)
-    return cut_tokens(fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x), length)
+    if self.final_norm:
+      x = fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
+    return cut_tokens(x, length)
 
 
 class MapPool(nn.Module):

@@ -55,6 +55,7 @@ class ViT(nn.Module):
     pos_resample: how, see `layers.pos_embed.resample_pos_embed`.
     cls_pos: a position of the class token too, parameter `cls_pos` [1, D], as in ViT's paper, DeiT,
       DINO and CLIP; big_vision has none.
+    cls_token: a class token that another pooling than `cls` leaves out.
     dist_token: DeiT's distillation token (Touvron et al. 2020, arXiv:2012.12877) after the class
       token, parameter `dist` [1, D], with `cls_pos` also `dist_pos`; `dist_head`: a head of its own
       over it, `logits_dist`, and logits are the mean of both heads.
@@ -63,6 +64,8 @@ class ViT(nn.Module):
     num_classes: size of the linear head, or None.
     pre_norm, patch_bias, head_bias: CLIP's towers have a LayerNorm before the encoder, parameter
       `pre_norm`, and no biases in the patch embedding and the head.
+    norm_pooled: the last LayerNorm, parameter `norm`, comes after pooling, not before: timm's
+      `fc_norm` (MAE's fine-tuning, mean pooling) and CLIPA. Tokens are then not normalised.
     eps: of every LayerNorm.
     layer_scale, gated, qkv_bias, key_bias: see `layers.transformer.Block`, `layers.mlp.Mlp` and
       `layers.attention.MultiHeadAttention`.
@@ -79,6 +82,7 @@ class ViT(nn.Module):
   pos_embed: str = "learn"
   pos_resample: str = "antialias"
   cls_pos: bool = False
+  cls_token: bool = False
   dist_token: bool = False
   dist_head: bool = False
   mask_token: bool = False
@@ -87,6 +91,7 @@ class ViT(nn.Module):
   pre_norm: bool = False
   patch_bias: bool = True
   head_bias: bool = True
+  norm_pooled: bool = False
   gelu: str = "tanh"
   eps: float = 1e-6
   dropout: float = 0.0
@@ -147,7 +152,8 @@ class ViT(nn.Module):
       x = x + (table[None] if keep is None else axes.constrain_batch(table[keep]))
 
     prefix = []
-    for name, wanted in (("cls", self.pool in ("cls", "cls_gap")), ("dist", self.dist_token)):
+    has_cls = self.pool in ("cls", "cls_gap") or self.cls_token
+    for name, wanted in (("cls", has_cls), ("dist", self.dist_token)):
       if wanted:
         token = self.param(name, nn.initializers.zeros, (1, self.width))
         if self.cls_pos:
@@ -185,6 +191,7 @@ class ViT(nn.Module):
       self.gated,
       self.qkv_bias,
       self.key_bias,
+      final_norm=not self.norm_pooled,
       name="encoder",
     )(x, rope=rope, train=train)
     first, x = x[:, :count], x[:, count:]
@@ -198,6 +205,8 @@ class ViT(nn.Module):
       x = jnp.concatenate([first[:, 0], jnp.mean(x, axis=1)], axis=-1)
     elif self.pool == "map":
       x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, self.eps, name="pool")(x)
+    if self.norm_pooled:
+      x = fused.LayerNorm(epsilon=self.eps, dtype=dtype, name="norm")(x)
     if self.pool != "none":
       x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
@@ -240,7 +249,7 @@ def make(
   model = call(ViT, kwargs, where)
   check(model, where, pool=POOLS, pos_embed=POSITIONS, pos_resample=pos.RESAMPLE)
   for key in ("cls_pos", "dist_token"):
-    if getattr(model, key) and not model.pool.startswith("cls"):
+    if getattr(model, key) and not (model.pool.startswith("cls") or model.cls_token):
       raise UserError(f"{where} {key} needs a class token; pool = {model.pool!r}, expected 'cls'")
   if model.dist_head and not model.dist_token:
     raise UserError(f"{where} dist_head needs dist_token = True")

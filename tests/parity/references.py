@@ -26,6 +26,7 @@ CLASSES = {
   "vit": "ViTForImageClassification",
   "vit_mae": "ViTMAEForPreTraining",
   "siglip": "SiglipModel",
+  "siglip2": "Siglip2Model",
   "clip": "CLIPModel",
   "resnet": "ResNetForImageClassification",
 }

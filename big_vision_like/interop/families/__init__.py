@@ -83,6 +83,11 @@ def pair(size: Any) -> tuple[int, int]:
   return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
 
 
+def whole_patches(size: Any, patch: Any) -> tuple[int, int]:
+  """(height, width) without the pixels past the last whole patch, which their convolutions drop."""
+  return tuple(s - s % p for s, p in zip(pair(size), pair(patch)))
+
+
 def gelu(hf: HF) -> str:
   """Our name of `hidden_act`. Raises `UserError` where there is none."""
   name = hf.get("hidden_act", "gelu")
