@@ -169,7 +169,8 @@ def test_mistakes_are_one_line():
 
 
 def test_of_a_real_model_in_tensorboard_and_the_report(tmp_path):
-  pp = "value_range(-1, 1)|tokenize(12, model='train:digit_pairs', vocab_size=96)|keep(image, text, label)"
+  tokens = "tokenize(12, model='train:digit_pairs', vocab_size=96)"
+  pp = f"value_range(-1, 1)|{tokens}|keep(image, text, label)"
   cfg = dict(type="pictures", source="digit_pairs(split='val', size=40)", pp=pp, batch_size=16)
   config = tiny.wrapped(evals={"seen": cfg | dict(rows=2, pairs=4)})
   built = train.build(config, num_examples=100)
