@@ -1,6 +1,6 @@
 """Embeddings by a trained model: python -m tools.embed --workdir W --input DIR --out X.parquet
 
---input is a folder of images, at any depth, or a source: "imagenet_lmdb(...)", "digits()". The
+--input is a folder of images, at any depth, or a source: "webdataset(...)", "digits()". The
 preprocessing is that of the run's evaluations, see `reading.evaluation_pp`; `--pp` gives another.
 
 Rows of --out, in the order of the input: index, path or key, label and text where the input has
