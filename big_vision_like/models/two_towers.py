@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vision_like import models
 from big_vision_like.config import UserError, call
-from big_vision_like.models import text_transformer, vit
+from big_vision_like.models import vit
 
 
 def unit(z: jax.Array) -> jax.Array:
@@ -95,6 +96,7 @@ def make(cfg: Mapping[str, Any]) -> TwoTowers:
 
   Without `embed_dim`, as in SigLIP's released models, the image tower has no projection and the
   text tower projects to the image tower's width. With it, as in CLIP, both project to that size.
+  `text.name` is another text tower than `text_transformer`, such as "bert" or "t5".
   A tower's own `num_classes` wins over either.
 
   Raises:
@@ -112,7 +114,9 @@ def _make(
 ) -> TwoTowers:
   image_tower = vit.make(**{"num_classes": embed_dim, **image})
   size = image_tower.num_classes or image_tower.width
-  text_tower = text_transformer.make(**{"num_classes": size, **text})
+  text_tower = models.make(
+    {"name": "text_transformer", "num_classes": size, **text}, "config.model.text"
+  )
   text_size = text_tower.num_classes or text_tower.width
   if size != text_size:
     raise UserError(

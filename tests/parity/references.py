@@ -40,7 +40,8 @@ def load(config: dict):
 
   torch.set_grad_enabled(True)
   config = {**config}
-  cls = getattr(transformers, CLASSES[config["model_type"]])
+  name = (config.get("architectures") or [CLASSES.get(config["model_type"])])[0]
+  cls = getattr(transformers, name)
   hf = transformers.AutoConfig.for_model(**config)
   with tempfile.TemporaryDirectory() as folder:
     cls(hf).save_pretrained(folder)  # the names and shapes that published files have

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from big_vision_like.config import modules, unknown
 from big_vision_like.interop.tables import Rule, Tensors
 
-GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
+GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick", "gelu_new": "tanh"}
 PATCH = "D C p q -> (p q C) D"
 HF = Mapping[str, Any]  # a config.json
 
@@ -74,6 +74,11 @@ def image(hf: HF, **defaults: Any) -> dict[str, Any]:
   return transformer(hf) | dict(
     patch_size=pair(hf["patch_size"]), image_size=pair(hf["image_size"]), pos_embed="learn"
   )
+
+
+def architecture(hf: HF, default: str) -> str:
+  """The class that saved the checkpoint: with a head or without, and so the names of tensors."""
+  return (hf.get("architectures") or [default])[0]
 
 
 def patch_sizes(hf: HF) -> dict[str, int]:
