@@ -40,7 +40,7 @@ def test_a_pair_reads_the_row_of_its_offset():
 
 @pytest.mark.parametrize("method", ["bilinear", "geometric"])
 def test_resampling(method):
-  """The class token's rows stay, the middle stays, a plane's symmetry stays; there and back fits."""
+  """The class token's rows stay, the middle stays, a mirrored table gives the mirrored one."""
   old, new = (3, 4), (5, 6)
   x = table(old)
   assert resample_rel_pos_bias(x, old, old, method) is x
@@ -53,6 +53,8 @@ def test_resampling(method):
   flipped = np.asarray(resample_rel_pos_bias(flip, old, new, method))
   np.testing.assert_allclose(flipped[:-3], y[:-3][::-1], atol=2e-6)
   assert resample_rel_pos_bias(x, old, (1, 2), method).shape == (3 + 3, 2)
+  wide = np.asarray(resample_rel_pos_bias(table((1, 2)), (1, 2), (2, 4), method))
+  assert wide.shape == (3 * 7 + 3, 2) and np.abs(wide).max() < 4
 
 
 def test_geometric_by_hand():
