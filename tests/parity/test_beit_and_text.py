@@ -91,6 +91,19 @@ def test_outputs_loss_and_gradient(name, scan):
     np.testing.assert_allclose(value, want, rtol=0, atol=atol, err_msg=key)
 
 
+@pytest.mark.parametrize("name", list(cases.CASES))
+def test_their_config_of_our_model(name):
+  """Written and read again it is the same model, and what theirs said of it is the same."""
+  hf, model = cases.config(name), make(name)
+  family = families.family(hf)
+  written = json.loads(json.dumps(family.config(model, 3)))
+  again = {"name": MODELS[hf["model_type"]], "num_classes": model.num_classes}
+  assert models.make({**again, **family.model(written)}) == model
+  assert len(written.get("id2label", ())) == hf.get("num_labels", 0)
+  same = (hf.keys() & written.keys()) - {"hidden_act"}
+  assert {k: written[k] for k in same} == {k: hf[k] for k in same}
+
+
 def test_what_the_tables_leave_out():
   """Counters, and the parts of published files that a text tower has no use for."""
   left = {

@@ -8,9 +8,10 @@ from big_vision_like.interop.families import (
   PATCH,
   Family,
   architecture,
-  image,
+  image_config,
   pair,
   patch_sizes,
+  transformer,
 )
 from big_vision_like.interop.tables import Rule, dense, norm
 
@@ -20,8 +21,6 @@ _BASE = dict(
   num_attention_heads=12,
   intermediate_size=3072,
   layer_norm_eps=1e-12,
-  patch_size=16,
-  image_size=224,
 )
 _TABLE = "relative_position_bias.relative_position_bias_table"
 
@@ -41,18 +40,19 @@ def _model(hf: HF) -> dict[str, Any]:
     # transformers reads the table of such a grid with height and width exchanged.
     raise UserError(f"config.json: relative positions of a grid that is not square: {size}")
   bare = mean and name == "Data2VecVisionModel"  # saved without a pooler, and so without a norm
-  return (
-    image(hf, **_BASE)
-    | dict(
-      pos_embed="learn" if hf.get("use_absolute_position_embeddings") else "none",
-      rel_pos_bias=bool(hf.get("use_relative_position_bias")),
-      shared_rel_pos_bias=bool(hf.get("use_shared_relative_position_bias")),
-      layer_scale=hf.get("layer_scale_init_value", 0.1) or None,
-      mask_token=bool(hf.get("use_mask_token")),
-      pool="none" if _masked(hf) or bare else "gap" if mean else "cls",
-    )
-    | (dict(num_classes=hf.get("vocab_size", 8192)) if _masked(hf) else {})
+  own = dict(
+    patch_size=patch,
+    image_size=size,
+    pos_embed="learn" if hf.get("use_absolute_position_embeddings") else "none",
+    rel_pos_bias=bool(hf.get("use_relative_position_bias")),
+    shared_rel_pos_bias=bool(hf.get("use_shared_relative_position_bias")),
+    layer_scale=hf.get("layer_scale_init_value", 0.1) or None,
+    mask_token=bool(hf.get("use_mask_token")),
+    pool="none" if _masked(hf) or bare else "gap" if mean else "cls",
   )
+  if _masked(hf):
+    own["num_classes"] = hf.get("vocab_size", 8192)
+  return transformer(hf, **_BASE) | own
 
 
 def _blocks(theirs: str, ours: str) -> list[Rule]:
@@ -91,9 +91,37 @@ def _rules(hf: HF, prefix: str) -> list[Rule]:
   ]
 
 
-def _family(prefix: str) -> Family:
-  rules = lambda hf: _rules(hf, prefix)
-  return Family(_model, rules, patch_sizes, ignore=r".*\.relative_position_index")
+def _config(model: Any, channels: int, model_type: str, cls: str) -> dict[str, Any]:
+  head = model.num_classes is not None
+  hf = image_config(model, channels) | dict(
+    model_type=model_type,
+    architectures=[f"{cls}ForImageClassification" if head else f"{cls}Model"],
+    use_absolute_position_embeddings=model.pos_embed == "learn",
+    use_relative_position_bias=model.rel_pos_bias,
+    use_shared_relative_position_bias=model.shared_rel_pos_bias,
+    layer_scale_init_value=model.layer_scale or 0.0,
+    use_mask_token=model.mask_token,
+    use_mean_pooling=model.pool != "cls",
+  )
+  if head and model.pool == "none":
+    hf |= dict(architectures=[f"{cls}ForMaskedImageModeling"], vocab_size=model.num_classes)
+  elif head:
+    hf |= dict(id2label={str(i): f"LABEL_{i}" for i in range(model.num_classes)})
+  return hf
 
 
-FAMILIES = {"beit": _family("beit"), "data2vec-vision": _family("data2vec_vision")}
+def _family(model_type: str, prefix: str, cls: str) -> Family:
+  return Family(
+    _model,
+    lambda hf: _rules(hf, prefix),
+    patch_sizes,
+    ignore=r".*\.relative_position_index",
+    kind="beit",
+    config=lambda model, channels: _config(model, channels, model_type, cls),
+  )
+
+
+FAMILIES = {
+  "beit": _family("beit", "beit", "Beit"),
+  "data2vec-vision": _family("data2vec-vision", "data2vec_vision", "Data2VecVision"),
+}

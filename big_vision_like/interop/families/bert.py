@@ -3,7 +3,13 @@
 from typing import Any
 
 from big_vision_like.config import UserError
-from big_vision_like.interop.families import HF, Family, architecture, transformer
+from big_vision_like.interop.families import (
+  HF,
+  Family,
+  architecture,
+  transformer,
+  transformer_config,
+)
 from big_vision_like.interop.tables import Rule, dense, norm
 
 _BASE = dict(
@@ -52,7 +58,17 @@ def _rules(hf: HF) -> list[Rule]:
   ]
 
 
+def _config(model: Any, channels: int) -> dict[str, Any]:
+  return transformer_config(model) | dict(
+    model_type="bert",
+    architectures=["BertForMaskedLM" if model.mlm else "BertModel"],
+    vocab_size=model.vocab_size,
+    max_position_embeddings=model.max_len,
+    type_vocab_size=model.type_vocab_size,
+  )
+
+
 # What is left of published files: the pooler and heads that we have no use for, a tied copy of the
 # word embeddings, the numbers 0, 1, 2, ...
 _IGNORE = r"cls\..*|(bert\.)?pooler\..*|.*\.position_ids"
-FAMILIES = {"bert": Family(_model, _rules, ignore=_IGNORE)}
+FAMILIES = {"bert": Family(_model, _rules, ignore=_IGNORE, kind="bert", config=_config)}

@@ -50,6 +50,26 @@ def _rules(hf: HF) -> list[Rule]:
   ]
 
 
+def _config(model: Any, channels: int) -> dict[str, Any]:
+  name = next(k for k, v in _ACTIVATIONS.items() if v == model.activation)
+  if model.gated:  # there `gelu` is the tanh flavour, so that the exact one cannot be said
+    name = "gated-" + ("gelu" if model.activation == "tanh" else name)
+  return dict(
+    model_type="t5",
+    architectures=["T5EncoderModel"],
+    d_model=model.width,
+    num_layers=model.depth,
+    d_ff=model.mlp_dim,
+    num_heads=model.num_heads,
+    d_kv=model.head_dim,
+    vocab_size=model.vocab_size,
+    feed_forward_proj=name,
+    relative_attention_num_buckets=model.num_buckets,
+    relative_attention_max_distance=model.max_distance,
+    layer_norm_epsilon=model.eps,
+  )
+
+
 # The rest of a whole T5, and copies of the embedding.
 _IGNORE = r"(encoder|decoder)\.embed_tokens\.weight|decoder\..*|lm_head\..*"
-FAMILIES = {"t5": Family(_model, _rules, ignore=_IGNORE)}
+FAMILIES = {"t5": Family(_model, _rules, ignore=_IGNORE, kind="t5", config=_config)}
