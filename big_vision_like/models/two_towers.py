@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vision_like.config import UserError, call, find_module
-from big_vision_like.models import naflex, text_transformer
+from big_vision_like import models
+from big_vision_like.config import UserError, call
+from big_vision_like.models import naflex, vit
 
 
 def unit(z: jax.Array) -> jax.Array:
@@ -107,6 +108,7 @@ def make(cfg: Mapping[str, Any]) -> TwoTowers:
 
   Without `embed_dim`, as in SigLIP's released models, the image tower has no projection and the
   text tower projects to the image tower's width. With it, as in CLIP, both project to that size.
+  `text.name` is another text tower than `text_transformer`, such as "bert" or "t5".
   A tower's own `num_classes` wins over either.
 
   Raises:
@@ -122,11 +124,11 @@ def _make(
   temperature_init: float = 10.0,
   bias_init: float | None = -10.0,
 ) -> TwoTowers:
-  image = {"name": "vit", "num_classes": embed_dim, **image}
-  module = find_module("models", image.pop("name"), "config.model.image.name")
-  image_tower = module.make(**image)
+  image_tower = models.make({"num_classes": embed_dim, **image}, "config.model.image")
   size = image_tower.num_classes or image_tower.width
-  text_tower = text_transformer.make(**{"num_classes": size, **text})
+  text_tower = models.make(
+    {"name": "text_transformer", "num_classes": size, **text}, "config.model.text"
+  )
   text_size = text_tower.num_classes or text_tower.width
   if size != text_size:
     raise UserError(

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 from big_vision_like.config import UserError, modules, unknown
 from big_vision_like.interop.tables import Rule, Tensors
 
-GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick", "silu": "silu"}
+GELU = {
+  "gelu": "exact",
+  "gelu_pytorch_tanh": "tanh",
+  "gelu_new": "tanh",
+  "quick_gelu": "quick",
+  "silu": "silu",
+}
 PATCH = "D C p q -> (p q C) D"
 HF = Mapping[str, Any]  # a config.json
 
