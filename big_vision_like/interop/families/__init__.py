@@ -7,7 +7,7 @@ checkpoints store. Model files know nothing of this.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from big_vision_like.config import modules, unknown
+from big_vision_like.config import UserError, modules, unknown
 from big_vision_like.interop.tables import Rule, Tensors
 
 GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
@@ -24,6 +24,9 @@ class Family(NamedTuple):
     sizes: their config -> lengths of merged axes, for the way back.
     constants: their config -> tensors of theirs that we compute.
     ignore: a regex of their tensors that carry nothing.
+    kind: what `model` describes, a key of `build.KINDS`: a file of models/, or two_towers or mae.
+    config: `(model of ours, channels) -> their config`, or None where none is written. It need not
+      check: `build.export` makes a model of it again, and what differs cannot be said there.
   """
 
   model: Callable[[HF], dict[str, Any]]
@@ -31,6 +34,8 @@ class Family(NamedTuple):
   sizes: Callable[[HF], dict[str, int]] = lambda hf: {}
   constants: Callable[[HF], Tensors] = lambda hf: {}
   ignore: str = r"$^"
+  kind: str = "vit"
+  config: Callable[[Any, int], dict[str, Any]] | None = None
 
 
 def family(hf: HF) -> Family:
@@ -40,6 +45,37 @@ def family(hf: HF) -> Family:
   if name not in known:
     raise unknown("config.json: model_type", name, list(known))
   return known[name]
+
+
+def side(size: tuple[int, int]) -> Any:
+  """One number of a square, else [height, width]: the inverse of `pair`."""
+  return size[0] if size[0] == size[1] else list(size)
+
+
+def square(size: tuple[int, int], what: str) -> int:
+  """The side. Raises `UserError` where it is no square."""
+  if size[0] != size[1]:
+    raise UserError(f"{what} {size[0]} x {size[1]} is no square; their config holds one number")
+  return size[0]
+
+
+def transformer_config(model: Any) -> dict[str, Any]:
+  """The inverse of `transformer`: the keys that all their transformers share."""
+  return dict(
+    hidden_size=model.width,
+    num_hidden_layers=model.depth,
+    intermediate_size=model.mlp_dim,
+    num_attention_heads=model.num_heads,
+    hidden_act=next(k for k, v in GELU.items() if v == model.gelu),
+    layer_norm_eps=model.eps,
+  )
+
+
+def image_config(model: Any, channels: int) -> dict[str, Any]:
+  """The inverse of `image`; sizes as `side` gives them."""
+  return transformer_config(model) | dict(
+    patch_size=side(model.patch_size), image_size=side(model.image_size), num_channels=channels
+  )
 
 
 def pair(size: Any) -> tuple[int, int]:
