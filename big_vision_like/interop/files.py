@@ -4,10 +4,11 @@ import io
 import json
 import math
 import mmap
+import operator
 import pathlib
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -66,6 +67,12 @@ def save_safetensors(
   write(path, parts())
 
 
+def _entry(dtype: str, shape: Sequence[int], data_offsets: Sequence[int]) -> tuple[Any, ...]:
+  """One tensor of a header: its type, its shape, its first byte and the one after its last."""
+  start, end = map(operator.index, data_offsets)
+  return dtype, tuple(map(operator.index, shape)), start, end
+
+
 def load_safetensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   """The arrays of a file that is mapped into memory: bytes are read where somebody looks at them.
 
@@ -82,11 +89,11 @@ def load_safetensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
       raise ValueError(f"its header ends at byte {8 + length} of {len(data)}")
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
-    found = {name: (v["dtype"], tuple(v["shape"]), v["data_offsets"]) for name, v in header.items()}
-  except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as e:
+    found = {name: _entry(**v) for name, v in header.items()}
+  except (OSError, ValueError, TypeError, AttributeError, struct.error) as e:
     raise UserError(f"{path} cannot be read as safetensors: {e}") from None
   out = {}
-  for name, (kind, shape, (start, end)) in found.items():
+  for name, (kind, shape, start, end) in found.items():
     if kind not in _SAFETENSORS:
       raise UserError(f"{path}: {name} is {kind}; known: {', '.join(_SAFETENSORS)}")
     dtype = _SAFETENSORS[kind]
@@ -136,6 +143,11 @@ def load_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     k.removesuffix(_BF16): v.view(ml_dtypes.bfloat16) if k.endswith(_BF16) else v
     for k, v in raw.items()
   }
+
+
+def write_json(path: str | pathlib.Path, value: Mapping[str, Any]) -> None:
+  """Indented JSON. Raises `UserError` where it cannot be written."""
+  write(path, json.dumps(dict(value), indent=2).encode())
 
 
 def write(path: str | pathlib.Path, data: bytes | Iterable[Any]) -> None:

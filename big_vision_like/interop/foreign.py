@@ -21,12 +21,10 @@ class Source(NamedTuple):
     config: of Hugging Face, or as `big_vision.config_of` reads it; of a file with our names the
       `config.json` beside it (perhaps a run's), or {}.
     arrays: `{path: array}`, of a foreign one put together when asked for.
-    names: theirs, where they are not ours.
   """
 
   config: Mapping[str, Any]
   arrays: Mapping[str, np.ndarray]
-  names: frozenset[str] = frozenset()
 
 
 def read(path: str | pathlib.Path) -> Source | None:
@@ -54,7 +52,7 @@ def read(path: str | pathlib.Path) -> Source | None:
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
       return None
   hf, tensors = huggingface.read(path)
-  return Source(hf, build.leaves(hf, tensors), frozenset(tensors))
+  return Source(hf, build.leaves(hf, tensors))
 
 
 def _file(path: pathlib.Path) -> Source:
@@ -63,7 +61,7 @@ def _file(path: pathlib.Path) -> Source:
   if big_vision.is_ours(tensors):
     tensors = big_vision.normalized(tensors)
     hf = big_vision.config_of(tensors)
-    return Source(hf, build.leaves(hf, tensors), frozenset(tensors))
+    return Source(hf, build.leaves(hf, tensors))
   try:
     config = json.loads((path.parent / "config.json").read_text())
   except (OSError, ValueError):

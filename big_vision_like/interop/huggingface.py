@@ -77,5 +77,5 @@ def write(
   if many:
     total = sum(x.nbytes for x in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": place}
-    files.write(folder / _INDEX, json.dumps(index, indent=2).encode())
-  files.write(folder / "config.json", json.dumps(dict(config), indent=2).encode())
+    files.write_json(folder / _INDEX, index)
+  files.write_json(folder / "config.json", config)

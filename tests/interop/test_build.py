@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from big_vision_like import tree
-from big_vision_like.config import UserError
 from big_vision_like.interop import build, families, tables
 from tests.parity import cases, weights
 
@@ -18,7 +17,9 @@ def theirs(hf):
   return {k: weights.tensor(k, v.shape) for k, v in shapes.items()} | dict(family.constants(hf))
 
 
-@pytest.mark.parametrize("name", [n for n, hf in cases.CONFIGS.items() if families.family(hf).config])
+@pytest.mark.parametrize(
+  "name", [n for n, hf in cases.CONFIGS.items() if families.family(hf).config]
+)
 def test_there_and_back(name):
   hf = cases.CONFIGS[name]
   tensors = theirs(hf)
