@@ -123,14 +123,14 @@ def _towers_config(model: Any, channels: int) -> dict[str, Any]:
 
 def _siglip_config(model: Any, channels: int) -> dict[str, Any]:
   hf = _towers_config(model, channels)
-  hf["text_config"]["projection_size"] = model.image.width
+  hf["text_config"] |= dict(projection_size=model.image.width, bos_token_id=None, eos_token_id=None)
   return dict(model_type="siglip", architectures=["SiglipModel"]) | hf
 
 
 def _clip_config(model: Any, channels: int) -> dict[str, Any]:
   """The end of the text is where the id is highest, which they say by the id 2."""
   hf = _towers_config(model, channels)
-  hf["text_config"]["eos_token_id"] = 2
+  hf["text_config"] |= dict(bos_token_id=None, eos_token_id=2)
   own = dict(model_type="clip", architectures=["CLIPModel"], projection_dim=model.image.num_classes)
   return own | hf
 
