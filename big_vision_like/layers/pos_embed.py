@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from scipy.interpolate import make_interp_spline
 
-from big_vision_like.config import UserError
+from big_vision_like.config import UserError, unknown
 
 Grid = tuple[int, int]
 
@@ -29,6 +30,63 @@ def resample_pos_embed(table: jax.Array, old: Grid, new: Grid) -> jax.Array:
   image = rearrange(table.astype(jnp.float32), "(H W) D -> H W D", H=old[0])
   image = jax.image.resize(image, (*new, table.shape[-1]), "bicubic", antialias=True)
   return rearrange(image, "H W D -> (H W) D").astype(table.dtype)
+
+
+def resample_rel_pos_bias(
+  table: jax.Array, old: Grid, new: Grid, method: str = "bilinear", extra: int = 3
+) -> jax.Array:
+  """Relative position biases of grid `old` for grid `new`, one row per offset between two patches.
+
+  [(2h-1)(2w-1) + extra, heads] -> [(2h'-1)(2w'-1) + extra, heads], in float32, whatever the table's
+  dtype. The `extra` last rows, those of the class token, stay. The same grid gives the same table,
+  bit for bit.
+
+  `method` says where an offset of the old grid lies in the new one:
+
+      bilinear    evenly stretched: offset d of the old grid is d (2h'-1) / (2h-1) of the new, as in
+                  transformers and MiDaS 3.1 (arXiv:2307.14460) where they meet another resolution
+      geometric   neighbours stay neighbours: the steps between offsets grow by a constant factor
+                  from 1 on until the farthest ones meet, interpolated by cubic splines, as BEiT
+                  (arXiv:2106.08254) does before fine-tuning at a higher resolution
+
+  Raises:
+    UserError: a table of another length, an unknown method.
+  """
+  sizes, goal = ((2 * h - 1, 2 * w - 1) for h, w in (old, new))
+  if table.shape[0] != sizes[0] * sizes[1] + extra:
+    raise UserError(
+      f"rel_pos_bias has {table.shape[0]} rows; the grid {old[0]} x {old[1]} has "
+      f"{sizes[0] * sizes[1]} + {extra}"
+    )
+  if method not in ("bilinear", "geometric"):
+    raise unknown("resample_rel_pos_bias method", method, ("bilinear", "geometric"))
+  if tuple(old) == tuple(new):
+    return table
+  offsets = table[: sizes[0] * sizes[1]].astype(jnp.float32)
+  offsets = rearrange(offsets, "(H W) n -> H W n", H=sizes[0])
+  if method == "bilinear":
+    offsets = jax.image.resize(offsets, (*goal, table.shape[1]), "bilinear", antialias=False)
+  else:
+    rows, columns = (_geometric(n, m) for n, m in zip(sizes, goal))
+    offsets = jnp.einsum("Yy,Xx,yxn->YXn", rows, columns, offsets, precision="highest")
+  offsets = rearrange(offsets, "H W n -> (H W) n").astype(table.dtype)
+  return jnp.concatenate([offsets, table[sizes[0] * sizes[1] :]])
+
+
+def _geometric(old: int, new: int) -> np.ndarray:
+  """[new, old] weights of the splines through offsets whose steps are 1, q, q^2, ..., odd sizes."""
+  n, m = old // 2, new // 2
+  if not n or not m:
+    return np.tile(np.eye(old)[n], (new, 1)).astype(np.float32)
+  reach = lambda q: np.sum(q ** np.arange(n))  # of the farthest offset, in the new grid
+  low, high = 0.0, float(m + 1)
+  while high - low > 1e-9:
+    q = (low + high) / 2
+    low, high = (low, q) if reach(q) > m else (q, high)
+  right = np.cumsum(q ** np.arange(n))
+  places = np.concatenate([-right[::-1], [0], right])
+  spline = make_interp_spline(places, np.eye(old), k=min(3, old - 1))
+  return spline(np.arange(-m, m + 1)).astype(np.float32)
 
 
 def sincos_2d(
