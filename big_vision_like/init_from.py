@@ -122,7 +122,8 @@ def init_from(
             f"add {name!r} to reinit, or change the model"
           )
         array, note = new, f"{note} ({how} from {was})"
-      flat[name] = jax.device_put(array.astype(old.dtype), old.sharding)
+      put = jax.device_put(array.astype(old.dtype), old.sharding)
+      flat[name] = jax.block_until_ready(put)  # what is under way is kept on the host too
       taken += 1
       lines.append(f"taken  {name}{note}")
     if not taken:

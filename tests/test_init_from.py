@@ -68,7 +68,7 @@ def model_of(**kwargs):
 
 def fresh(model):
   """All ones: what is taken differs from it."""
-  zeros = jax.eval_shape(lambda: build.KINDS["vit"].init(model, 3))["params"]
+  zeros = jax.eval_shape(lambda: build.kind("vit").init(model, 3))["params"]
   return {"params": jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), zeros)}
 
 

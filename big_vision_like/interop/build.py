@@ -40,13 +40,12 @@ def _make_mae(kwargs: dict[str, Any]) -> Mae:
   return Mae(vit.make(**kwargs["model"]), mae_decoder.make(**kwargs["decoder"]))
 
 
-def _init_image(model: nn.Module, channels: int) -> Any:
+def _init_one(model: nn.Module, channels: int) -> Any:
+  """A text model has `vocab_size`; else it takes images."""
+  if hasattr(model, "vocab_size"):
+    return model.init(jax.random.key(0), jnp.zeros((1, getattr(model, "max_len", 8)), jnp.int32))
   size = getattr(model, "image_size", (32, 32))
   return model.init(jax.random.key(0), jnp.zeros((1, *size, channels)))
-
-
-def _init_text(model: nn.Module, channels: int) -> Any:
-  return model.init(jax.random.key(0), jnp.zeros((1, model.max_len), jnp.int32))
 
 
 def _init_towers(model: two_towers.TwoTowers, channels: int) -> Any:
@@ -66,22 +65,18 @@ def _init_mae(model: Mae, channels: int) -> Any:
 
 
 class Kind(NamedTuple):
-  """`make(kwargs) -> model` and `init(model, channels) -> variables`; whether there is a head."""
+  """`make(kwargs) -> model` and `init(model, channels) -> variables`."""
 
   make: Callable[[dict[str, Any]], Any]
-  init: Callable[[Any, int], Any] = _init_image
-  head: bool = False
+  init: Callable[[Any, int], Any] = _init_one
 
 
-KINDS = {
-  "vit": Kind(lambda kwargs: vit.make(**kwargs), head=True),
-  "resnet": Kind(lambda kwargs: models.make({"name": "resnet", **kwargs}), head=True),
-  "text_transformer": Kind(
-    lambda kwargs: models.make({"name": "text_transformer", **kwargs}), _init_text
-  ),
-  "two_towers": Kind(two_towers.make, _init_towers),
-  "mae": Kind(_make_mae, _init_mae),
-}
+KINDS = {"two_towers": Kind(two_towers.make, _init_towers), "mae": Kind(_make_mae, _init_mae)}
+
+
+def kind(name: str) -> Kind:
+  """Of `KINDS`, or any other file of models/ that has one input and perhaps a head."""
+  return KINDS.get(name) or Kind(lambda kwargs: models.make({"name": name, **kwargs}))
 
 
 def make(hf: HF, tensors: tables.Tensors | None = None) -> Any:
@@ -93,10 +88,11 @@ def make(hf: HF, tensors: tables.Tensors | None = None) -> Any:
     UserError: a `model_type` or a key that we do not have.
   """
   entry = family(hf)
-  kind, kwargs = KINDS[entry.kind], dict(entry.model(hf))
-  if kind.head and "num_classes" not in kwargs:
-    kwargs["num_classes"] = _classes(entry, hf, tensors)
-  return kind.make(kwargs)
+  kwargs = dict(entry.model(hf))
+  headed = entry.kind not in KINDS and "num_classes" not in kwargs
+  if headed and (classes := _classes(entry, hf, tensors)):
+    kwargs["num_classes"] = classes
+  return kind(entry.kind).make(kwargs)
 
 
 def _classes(entry: Family, hf: HF, tensors: tables.Tensors | None) -> int | None:
@@ -113,7 +109,7 @@ def like(hf: HF, tensors: tables.Tensors | None = None) -> Any:
 
   The params, or `params` and the other collections where there are some (batch statistics).
   """
-  model, init = make(hf, tensors), KINDS[family(hf).kind].init
+  model, init = make(hf, tensors), kind(family(hf).kind).init
   variables = jax.eval_shape(lambda: init(model, channels(hf)))
   return variables if len(variables) > 1 else variables["params"]
 

@@ -27,5 +27,5 @@ def plain(**kwargs):
 def random(model, channels=3):
   """Name-seeded variables of a model."""
   kind = "two_towers" if isinstance(model, two_towers.TwoTowers) else "vit"
-  like = jax.eval_shape(lambda: build.KINDS[kind].init(model, channels))["params"]
+  like = jax.eval_shape(lambda: build.kind(kind).init(model, channels))["params"]
   return tree.map_with_name(lambda name, x: np.asarray(weights.tensor(name, x.shape)), like)

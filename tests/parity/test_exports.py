@@ -9,8 +9,9 @@ import pytest
 from big_vision_like import tree
 from big_vision_like.config import UserError, wrap
 from big_vision_like.interop import foreign
+from big_vision_like.state import State
 from tests.parity import exports
-from tools import huggingface
+from tools import export, huggingface
 
 OUTPUTS = pathlib.Path(__file__).parent / "outputs"
 
@@ -67,6 +68,18 @@ def test_what_does_not_fit(name, model, message, tmp_path):
   with pytest.raises(UserError, match=message):
     huggingface.save(tmp_path / "out", config, run.params, run.aux)
   assert not (tmp_path / "out").exists()
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+  run = exports.Run("export_vit")
+  state = State(run.params, run.aux, (), np.int32(7))
+  restored = lambda workdir, step=None: (run.config, run.method, state, None)
+  monkeypatch.setattr("big_vision_like.train.restore", restored)
+  argv = ["--workdir", "x", "--format", "hf", "--out", str(tmp_path / "hf")]
+  assert export.main(argv) == 0 and capsys.readouterr().out == f"{tmp_path / 'hf'}\n"
+  names = sorted(file.name for file in (tmp_path / "hf").iterdir())
+  assert names == ["config.json", "model.safetensors"]
+  np.testing.assert_array_equal(foreign.read(tmp_path / "hf").arrays["cls"], run.params["cls"])
 
 
 def test_other_methods(tmp_path):
