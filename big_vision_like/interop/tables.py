@@ -199,7 +199,7 @@ def placed(like: Any) -> Callable[[str, np.ndarray], jax.Array]:
   shardings = {path: x.sharding for path, x in tree.flatten(like).items()}
 
   def put(path: str, x: np.ndarray) -> jax.Array:
-    # Never in the memory of a mapped file, and one at a time: what is under way is kept on the host.
+    # Not in the memory of a mapped file; one at a time, as the host keeps what is under way.
     return jax.block_until_ready(jax.device_put(x, shardings[path], may_alias=False))
 
   return put
