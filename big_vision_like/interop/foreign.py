@@ -44,12 +44,12 @@ def read(path: str | pathlib.Path) -> Source | None:
   if path.suffix in (".npz", ".safetensors") and not path.is_dir():
     return _file(path)
   if not text.startswith("hf:"):
-    if not (path / "config.json").exists() or (path / "checkpoints").is_dir():
+    if (path / "checkpoints").is_dir():
       return None
     for name in ("params.safetensors", "params.npz"):
       if (path / name).exists():
         return _file(path / name)
-    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+    if not huggingface.is_folder(path):
       return None
   hf, tensors = huggingface.read(path)
   return Source(hf, build.leaves(hf, tensors))
@@ -67,15 +67,6 @@ def _file(path: pathlib.Path) -> Source:
   except (OSError, ValueError):
     config = {}
   return Source(config, tensors)
-
-
-def below(arrays: Mapping[str, Any], prefix: str) -> dict[str, str]:
-  """`{path below prefix: whole path}`, by whole components."""
-  prefix = prefix.strip("/")
-  if prefix in arrays:
-    return {"": prefix}
-  at = f"{prefix}/" if prefix else ""
-  return {name.removeprefix(at): name for name in arrays if name.startswith(at)}
 
 
 def nested(source: Source) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from big_vision_like.config import UserError
-from big_vision_like.interop import files
+from big_vision_like.interop import families, files
 
-_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_FILE = "model.safetensors"
+_FORMS = (("config.json", _FILE), ("open_clip_config.json", "open_clip_model.safetensors"))
 
 
 def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -21,16 +22,30 @@ def read(folder: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarr
       or a pickle.
   """
   folder = pathlib.Path(folder)
+  name, file = next(
+    (f for f in _FORMS if (folder / f[0]).exists() and _there(folder, f[1])), _FORMS[0]
+  )
   try:
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / name).read_text())
   except (OSError, ValueError) as e:
-    raise UserError(f"{folder / 'config.json'} cannot be read: {e}") from None
-  index = folder / _INDEX
+    raise UserError(f"{folder / name} cannot be read: {e}") from None
+  config = families.detected(config)
+  index = folder / f"{file}.index.json"
   if index.exists():
     return config, _shards(folder, index)
-  if not (folder / _FILE).exists() and (pickles := sorted(folder.glob("*.bin"))):
+  if not (folder / file).exists() and (pickles := sorted(folder.glob("*.bin"))):
     raise files.pickled(pickles[0])
-  return config, files.load_safetensors(folder / _FILE)
+  return config, files.load_safetensors(folder / file)
+
+
+def _there(folder: pathlib.Path, file: str) -> bool:
+  return (folder / file).exists() or (folder / f"{file}.index.json").exists()
+
+
+def is_folder(folder: pathlib.Path) -> bool:
+  """Whether `read` is meant for it: a config and safetensors or pickles."""
+  has = lambda pattern: any(folder.glob(pattern))
+  return any((folder / f[0]).exists() for f in _FORMS) and (has("*.safetensors") or has("*.bin"))
 
 
 def _shards(folder: pathlib.Path, index: pathlib.Path) -> dict[str, np.ndarray]:
@@ -77,5 +92,5 @@ def write(
   if many:
     total = sum(x.nbytes for x in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": place}
-    files.write_json(folder / _INDEX, index)
+    files.write_json(folder / f"{_FILE}.index.json", index)
   files.write_json(folder / "config.json", config)

@@ -74,10 +74,13 @@ def resample_rel_pos_bias(
 
 
 def _geometric(old: int, new: int) -> np.ndarray:
-  """[new, old] weights of the splines through offsets whose steps are 1, q, q^2, ..., odd sizes."""
+  """[new, old] weights of the splines through offsets whose steps are 1, q, q^2, ..., odd sizes.
+
+  Beyond the farthest offset, as where the old grid has two patches only, its value is repeated.
+  """
   n, m = old // 2, new // 2
-  if not n or not m:
-    return np.tile(np.eye(old)[n], (new, 1)).astype(np.float32)
+  if not n or m < 2:  # one offset for all, or offsets that lie where they lay
+    return np.eye(old, dtype=np.float32)[np.clip(np.arange(-m, m + 1), -n, n) + n]
   reach = lambda q: np.sum(q ** np.arange(n))  # of the farthest offset, in the new grid
   low, high = 0.0, float(m + 1)
   while high - low > 1e-9:
@@ -86,7 +89,7 @@ def _geometric(old: int, new: int) -> np.ndarray:
   right = np.cumsum(q ** np.arange(n))
   places = np.concatenate([-right[::-1], [0], right])
   spline = make_interp_spline(places, np.eye(old), k=min(3, old - 1))
-  return spline(np.arange(-m, m + 1)).astype(np.float32)
+  return spline(np.clip(np.arange(-m, m + 1), places[0], places[-1])).astype(np.float32)
 
 
 def sincos_2d(

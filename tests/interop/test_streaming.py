@@ -87,6 +87,19 @@ def test_index_and_files_must_agree(folder, tmp_path):
     huggingface.read(tmp_path)
 
 
+def test_configs_of_other_libraries(tmp_path, monkeypatch):
+  """open_clip's names of files; `detect` of a family gives the model_type that is not written."""
+  for name in ("config.json", "open_clip_config.json"):
+    (tmp_path / name).write_text(json.dumps({"name": name}))
+  files.save_safetensors(tmp_path / "open_clip_model.safetensors", {"a": np.ones(2)})
+  config, tensors = huggingface.read(tmp_path)
+  assert config == {"name": "open_clip_config.json"} and tensors.keys() == {"a"}
+  known = lambda config: {"model_type": "x", **config} if "name" in config else None
+  monkeypatch.setattr(families.vit, "detect", known, raising=False)
+  assert huggingface.read(tmp_path)[0]["model_type"] == "x"
+  assert families.detected({"model_type": "vit"}) == {"model_type": "vit"}
+
+
 def test_all_types_and_shapes(tmp_path):
   from safetensors.numpy import load_file
 

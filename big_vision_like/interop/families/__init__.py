@@ -1,7 +1,8 @@
 """What one `model_type` of Hugging Face needs: its config in our words, and the table of names.
 
 Each file here has `FAMILIES = {model_type: Family(...)}`; the names are those that published
-checkpoints store. Model files know nothing of this.
+checkpoints store. Model files know nothing of this. A file may also have `detect(config)`, which
+gives the config with a `model_type` where it is of a library that writes none, else None.
 """
 
 from collections.abc import Callable, Mapping
@@ -76,6 +77,15 @@ def image_config(model: Any, channels: int) -> dict[str, Any]:
   return transformer_config(model) | dict(
     patch_size=side(model.patch_size), image_size=side(model.image_size), num_channels=channels
   )
+
+
+def detected(config: HF) -> HF:
+  """The config with its `model_type`, where a file here has a `detect` that knows it without."""
+  for module in modules(__name__, __path__):
+    found = module.detect(config) if hasattr(module, "detect") else None
+    if found is not None:
+      return found
+  return config
 
 
 def pair(size: Any) -> tuple[int, int]:
