@@ -48,46 +48,6 @@ def family(hf: HF) -> Family:
   return known[name]
 
 
-def side(size: tuple[int, int]) -> Any:
-  """One number of a square, else [height, width]: the inverse of `pair`."""
-  return size[0] if size[0] == size[1] else list(size)
-
-
-def square(size: tuple[int, int], what: str) -> int:
-  """The side. Raises `UserError` where it is no square."""
-  if size[0] != size[1]:
-    raise UserError(f"{what} {size[0]} x {size[1]} is no square; their config holds one number")
-  return size[0]
-
-
-def transformer_config(model: Any) -> dict[str, Any]:
-  """The inverse of `transformer`: the keys that all their transformers share."""
-  return dict(
-    hidden_size=model.width,
-    num_hidden_layers=model.depth,
-    intermediate_size=model.mlp_dim,
-    num_attention_heads=model.num_heads,
-    hidden_act=next(k for k, v in GELU.items() if v == model.gelu),
-    layer_norm_eps=model.eps,
-  )
-
-
-def image_config(model: Any, channels: int) -> dict[str, Any]:
-  """The inverse of `image`; sizes as `side` gives them."""
-  return transformer_config(model) | dict(
-    patch_size=side(model.patch_size), image_size=side(model.image_size), num_channels=channels
-  )
-
-
-def detected(config: HF) -> HF:
-  """The config with its `model_type`, where a file here has a `detect` that knows it without."""
-  for module in modules(__name__, __path__):
-    found = module.detect(config) if hasattr(module, "detect") else None
-    if found is not None:
-      return found
-  return config
-
-
 def pair(size: Any) -> tuple[int, int]:
   """(height, width), a square from one number."""
   return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
@@ -126,3 +86,46 @@ def patch_sizes(hf: HF) -> dict[str, int]:
   """Height and width of a patch, the axes p and q of `PATCH`."""
   p, q = pair(hf["patch_size"])
   return {"p": p, "q": q}
+
+
+# ----------------------------------------------------------------------------------------- back
+
+
+def side(size: tuple[int, int]) -> Any:
+  """One number of a square, else [height, width]: the inverse of `pair`."""
+  return size[0] if size[0] == size[1] else list(size)
+
+
+def square(size: tuple[int, int], what: str) -> int:
+  """The side. Raises `UserError` where it is no square."""
+  if size[0] != size[1]:
+    raise UserError(f"{what} {size[0]} x {size[1]} is no square; their config holds one number")
+  return size[0]
+
+
+def transformer_config(model: Any) -> dict[str, Any]:
+  """The inverse of `transformer`: the keys that all their transformers share."""
+  return dict(
+    hidden_size=model.width,
+    num_hidden_layers=model.depth,
+    intermediate_size=model.mlp_dim,
+    num_attention_heads=model.num_heads,
+    hidden_act=next(k for k, v in GELU.items() if v == model.gelu),
+    layer_norm_eps=model.eps,
+  )
+
+
+def image_config(model: Any, channels: int) -> dict[str, Any]:
+  """The inverse of `image`; sizes as `side` gives them."""
+  return transformer_config(model) | dict(
+    patch_size=side(model.patch_size), image_size=side(model.image_size), num_channels=channels
+  )
+
+
+def detected(config: HF) -> HF:
+  """The config with its `model_type`, where a file here has a `detect` that knows it without."""
+  for module in modules(__name__, __path__):
+    found = module.detect(config) if hasattr(module, "detect") else None
+    if found is not None:
+      return found
+  return config
