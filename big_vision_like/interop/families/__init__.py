@@ -1,7 +1,8 @@
 """What one `model_type` of Hugging Face needs: its config in our words, and the table of names.
 
 Each file here has `FAMILIES = {model_type: Family(...)}`; the names are those that published
-checkpoints store. Model files know nothing of this.
+checkpoints store. Model files know nothing of this. A file may also have `detect(config)`, which
+gives the config with a `model_type` where it is of a library that writes none, else None.
 """
 
 from collections.abc import Callable, Mapping
@@ -51,37 +52,6 @@ def family(hf: HF) -> Family:
   if name not in known:
     raise unknown("config.json: model_type", name, list(known))
   return known[name]
-
-
-def side(size: tuple[int, int]) -> Any:
-  """One number of a square, else [height, width]: the inverse of `pair`."""
-  return size[0] if size[0] == size[1] else list(size)
-
-
-def square(size: tuple[int, int], what: str) -> int:
-  """The side. Raises `UserError` where it is no square."""
-  if size[0] != size[1]:
-    raise UserError(f"{what} {size[0]} x {size[1]} is no square; their config holds one number")
-  return size[0]
-
-
-def transformer_config(model: Any) -> dict[str, Any]:
-  """The inverse of `transformer`: the keys that all their transformers share."""
-  return dict(
-    hidden_size=model.width,
-    num_hidden_layers=model.depth,
-    intermediate_size=model.mlp_dim,
-    num_attention_heads=model.num_heads,
-    hidden_act=next(k for k, v in GELU.items() if v == model.gelu),
-    layer_norm_eps=model.eps,
-  )
-
-
-def image_config(model: Any, channels: int) -> dict[str, Any]:
-  """The inverse of `image`; sizes as `side` gives them."""
-  return transformer_config(model) | dict(
-    patch_size=side(model.patch_size), image_size=side(model.image_size), num_channels=channels
-  )
 
 
 def pair(size: Any) -> tuple[int, int]:
@@ -146,3 +116,46 @@ def patch_sizes(hf: HF) -> dict[str, int]:
   """Height and width of a patch, the axes p and q of `PATCH`."""
   p, q = pair(hf["patch_size"])
   return {"p": p, "q": q}
+
+
+# ----------------------------------------------------------------------------------------- back
+
+
+def side(size: tuple[int, int]) -> Any:
+  """One number of a square, else [height, width]: the inverse of `pair`."""
+  return size[0] if size[0] == size[1] else list(size)
+
+
+def square(size: tuple[int, int], what: str) -> int:
+  """The side. Raises `UserError` where it is no square."""
+  if size[0] != size[1]:
+    raise UserError(f"{what} {size[0]} x {size[1]} is no square; their config holds one number")
+  return size[0]
+
+
+def transformer_config(model: Any) -> dict[str, Any]:
+  """The inverse of `transformer`: the keys that all their transformers share."""
+  return dict(
+    hidden_size=model.width,
+    num_hidden_layers=model.depth,
+    intermediate_size=model.mlp_dim,
+    num_attention_heads=model.num_heads,
+    hidden_act=next(k for k, v in GELU.items() if v == model.gelu),
+    layer_norm_eps=model.eps,
+  )
+
+
+def image_config(model: Any, channels: int) -> dict[str, Any]:
+  """The inverse of `image`; sizes as `side` gives them."""
+  return transformer_config(model) | dict(
+    patch_size=side(model.patch_size), image_size=side(model.image_size), num_channels=channels
+  )
+
+
+def detected(config: HF) -> HF:
+  """The config with its `model_type`, where a file here has a `detect` that knows it without."""
+  for module in modules(__name__, __path__):
+    found = module.detect(config) if hasattr(module, "detect") else None
+    if found is not None:
+      return found
+  return config

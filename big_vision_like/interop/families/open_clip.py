@@ -207,4 +207,6 @@ def _sizes(hf: HF) -> dict[str, int]:
   return {"p": p, "q": q}
 
 
-FAMILIES = {"open_clip": Family(_model, _table, _sizes, ignore=r"(text\.)?attn_mask")}
+FAMILIES = {
+  "open_clip": Family(_model, _table, _sizes, ignore=r"(text\.)?attn_mask", kind="two_towers")
+}

@@ -27,4 +27,4 @@ def _model(hf: HF) -> dict[str, Any]:
   )
 
 
-FAMILIES = {"siglip2": Family(_model, _rules)}
+FAMILIES = {"siglip2": Family(_model, _rules, kind="two_towers")}

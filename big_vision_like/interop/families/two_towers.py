@@ -7,8 +7,11 @@ from big_vision_like.interop.families import (
   PATCH,
   Family,
   image,
+  image_config,
   patch_sizes,
+  square,
   transformer,
+  transformer_config,
   whole_patches,
 )
 from big_vision_like.interop.tables import Rule, dense, norm
@@ -123,12 +126,35 @@ def _clip_model(hf: HF) -> dict[str, Any]:
   )
 
 
+def _towers_config(model: Any, channels: int) -> dict[str, Any]:
+  """What SigLIP and CLIP share; their image and patch sizes are one number."""
+  square(model.image.image_size, "config.model.image.image_size")
+  square(model.image.patch_size, "config.model.image.patch_size")
+  text = transformer_config(model.text)
+  text |= dict(vocab_size=model.text.vocab_size, max_position_embeddings=model.text.max_len)
+  return dict(text_config=text, vision_config=image_config(model.image, channels))
+
+
+def _siglip_config(model: Any, channels: int) -> dict[str, Any]:
+  hf = _towers_config(model, channels)
+  hf["text_config"] |= dict(projection_size=model.image.width, bos_token_id=None, eos_token_id=None)
+  return dict(model_type="siglip", architectures=["SiglipModel"]) | hf
+
+
+def _clip_config(model: Any, channels: int) -> dict[str, Any]:
+  """The end of the text is where the id is highest, which they say by the id 2."""
+  hf = _towers_config(model, channels)
+  hf["text_config"] |= dict(bos_token_id=None, eos_token_id=2)
+  own = dict(model_type="clip", architectures=["CLIPModel"], projection_dim=model.image.num_classes)
+  return own | hf
+
+
+_sizes = lambda hf: patch_sizes(hf["vision_config"])
+_TOWERS = dict(kind="two_towers")
+
 FAMILIES = {
-  "siglip": Family(_siglip_model, siglip, lambda hf: patch_sizes(hf["vision_config"])),
+  "siglip": Family(_siglip_model, siglip, _sizes, config=_siglip_config, **_TOWERS),
   "clip": Family(
-    _clip_model,
-    _clip,
-    lambda hf: patch_sizes(hf["vision_config"]),
-    ignore=r".*\.position_ids",
+    _clip_model, _clip, _sizes, ignore=r".*\.position_ids", config=_clip_config, **_TOWERS
   ),
 }

@@ -9,9 +9,11 @@ from big_vision_like.interop.families import (
   PATCH,
   Family,
   image,
+  image_config,
   pair,
   patch_sizes,
   transformer,
+  transformer_config,
 )
 from big_vision_like.interop.tables import Rule, Tensors, dense, norm
 from big_vision_like.layers.pos_embed import sincos_2d
@@ -95,7 +97,32 @@ def _mae_model(hf: HF) -> dict[str, Any]:
   return dict(model=model, decoder=transformer(decoder))
 
 
+def _vit_config(model: Any, channels: int) -> dict[str, Any]:
+  head = model.num_classes is not None
+  hf = dict(model_type="vit", architectures=["ViTForImageClassification" if head else "ViTModel"])
+  if head:
+    hf["id2label"] = {str(i): f"LABEL_{i}" for i in range(model.num_classes)}
+  return hf | image_config(model, channels)
+
+
+def _mae_config(model: Any, channels: int) -> dict[str, Any]:
+  """Shared epsilon and GELU are the encoder's."""
+  decoder = transformer_config(model.decoder)
+  sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
+  return (
+    dict(model_type="vit_mae", architectures=["ViTMAEForPreTraining"])
+    | image_config(model.encoder, channels)
+    | {f"decoder_{k}": decoder[k] for k in sizes}
+  )
+
+
 FAMILIES = {
-  "vit": Family(lambda hf: image(hf, **VIT) | dict(pool="cls", cls_pos=True), _vit, patch_sizes),
-  "vit_mae": Family(_mae_model, _mae, patch_sizes, _mae_tables),
+  "vit": Family(
+    lambda hf: image(hf, **VIT) | dict(pool="cls", cls_pos=True),
+    _vit,
+    patch_sizes,
+    ignore=r"vit\.pooler\..*",  # of bare encoders, behind the output
+    config=_vit_config,
+  ),
+  "vit_mae": Family(_mae_model, _mae, patch_sizes, _mae_tables, kind="mae", config=_mae_config),
 }
