@@ -19,9 +19,6 @@ def config_of(name: str) -> dict:
 
 def model_of(name: str, hf: dict, scan: bool):
   kwargs = families.family(hf).model(hf)
-  image = kwargs.get("image", kwargs)
-  if "naflex" not in image.values() and not image.keys() <= vit.ViT.__dataclass_fields__.keys():
-    pytest.skip("models/vit.py has no layer scale, distillation token or gated MLP yet")
   if hf["model_type"] == "timm":
     return vit.make(**kwargs, scan=scan)
   for tower in ("image", "text"):
