@@ -28,10 +28,22 @@ def inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
   return {k: batch[k] for k in KEYS}
 
 
+def example(model: "NaFlex", channels: int = 3) -> dict[str, jax.Array]:
+  """One image of one patch, zeros: to make the parameters with."""
+  p, q = model.patch_size
+  return dict(
+    patches=jnp.zeros((1, 1, p * q * channels)),
+    patch_mask=jnp.ones((1, 1), bool),
+    patch_positions=jnp.zeros((1, 1, 2), jnp.int32),
+    patch_grid=jnp.ones((1, 2), jnp.int32),
+  )
+
+
 class NaFlex(nn.Module):
   """Parameters: patch_embed/proj, pos_embed [side*side, D], encoder, pool, head, as in `vit.ViT`.
 
   Attributes:
+    patch_size: of the patches that come; `patchify_native` cuts them.
     pos_side: entries of the square table along each axis; it is resampled to each image's grid.
     pool: attention pooling, mean over the real patches, or none (the output is all tokens).
     num_classes: size of the linear head, or None; `head_bias`: whether it has a bias.
@@ -43,6 +55,7 @@ class NaFlex(nn.Module):
   depth: int
   mlp_dim: int
   num_heads: int
+  patch_size: tuple[int, int] = (16, 16)
   pos_side: int = 16
   pool: str = "map"
   num_classes: int | None = None
@@ -68,8 +81,14 @@ class NaFlex(nn.Module):
 
     Intermediates: `tokens` [B, N, D] (after the final norm; those of padding mean nothing),
     `pooled` [B, D], `logits` [B, K].
+
+    Raises:
+      UserError: patches of another size.
     """
     dtype = jnp.dtype(self.dtype)
+    (p, q), length = self.patch_size, image["patches"].shape[-1]
+    if length % (p * q):
+      raise UserError(f"patches of {length} numbers are not {p} x {q} pixels; set patch_size")
     patches, mask = image["patches"], image["patch_mask"].astype(bool)
     embed = PatchProjection(self.width, dtype, name="patch_embed")
     x = axes.constrain_batch(embed(patches.astype(dtype)))
@@ -119,19 +138,27 @@ class PatchProjection(nn.Module):
     return fused.Dense(self.width, dtype=self.dtype, name="proj")(patches)
 
 
-def make(variant: str | None = None, **kwargs: Any) -> NaFlex:
-  """A model from a size name such as "B", other attributes by keyword.
+def make(
+  variant: str | None = None, *, patch_size: int | tuple[int, int] | None = None, **kwargs: Any
+) -> NaFlex:
+  """A model from a name such as "B/16" or "B", other attributes by keyword, as `vit.make`.
 
   Raises:
-    UserError: an unknown size, attribute, pooling, remat policy, gelu or dtype; a width that the
-      heads do not divide.
+    UserError: an unknown size, attribute, pooling, remat policy, gelu or dtype; a patch that is
+      not a number; a width that the heads do not divide.
   """
   where = "config.model: NaFlex"
   if variant is not None:
-    if variant not in SIZES:
-      raise unknown(f"{where} variant", variant, list(SIZES))
+    size, _, patch = variant.partition("/")
+    if size not in SIZES:
+      raise unknown(f"{where} variant", size, list(SIZES))
+    if patch and not patch.isdigit():
+      raise UserError(f"{where} variant {variant!r}: the patch is not a number; write 'B/16'")
     names = ("width", "depth", "mlp_dim", "num_heads")
-    kwargs = {**dict(zip(names, SIZES[variant])), **kwargs}
+    kwargs = {**dict(zip(names, SIZES[size])), **kwargs}
+    patch_size = patch_size or (int(patch) if patch else None)
+  if patch_size is not None:
+    kwargs["patch_size"] = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
   model = call(NaFlex, kwargs, where)
   check(model, where, pool=POOLS)
   return model

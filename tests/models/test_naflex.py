@@ -4,13 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import make_mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from big_vision_like import axes
 from big_vision_like.config import UserError, wrap
 from big_vision_like.input import ops
 from big_vision_like.layers import pos_embed
 from big_vision_like.models import naflex, two_towers, vit
 
-SIZE = dict(width=16, depth=2, mlp_dim=24, num_heads=2)
+SIZE = dict(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=4)
 
 
 def batch_of(shapes, max_tokens, patch=4):
@@ -26,7 +30,7 @@ def batch_of(shapes, max_tokens, patch=4):
 def test_the_grid_of_the_table_is_the_plain_vit(pool):
   batch, images = batch_of([(16, 16)] * 3, 16)
   flex = naflex.make(**SIZE, pos_side=4, pool=pool, num_classes=5)
-  plain = vit.make(**SIZE, patch_size=4, image_size=16, pool=pool, num_classes=5)
+  plain = vit.make(**SIZE, image_size=16, pool=pool, num_classes=5)
   variables = flex.init(jax.random.key(0), naflex.inputs(batch))
   want, _ = plain.apply(variables, np.stack(images))
   got, _ = jax.jit(flex.apply)(variables, naflex.inputs(batch))
@@ -62,7 +66,7 @@ def test_two_towers_take_patches():
   batch, _ = batch_of([(8, 16), (16, 8)], 6)
   batch["text"] = np.ones((2, 5), np.int32)
   image = dict(SIZE, name="naflex", pos_side=4)
-  text = dict(SIZE, vocab_size=9, max_len=5)
+  text = dict(variant="mu", vocab_size=9, max_len=5)
   towers = two_towers.functions(two_towers.make(wrap(dict(image=image, text=text))))
   params, aux = towers.init(jax.random.key(0), batch)
   z = towers.predict["image_embed"](params, aux, {k: v for k, v in batch.items() if k != "text"})
@@ -76,6 +80,25 @@ def test_mistakes_are_named():
     (dict(variant="XX"), "'XX' is unknown"),
     (dict(SIZE, pool="cls"), "pool"),
     (dict(SIZE, num_heads=3), "not a multiple of 3"),
+    (dict(variant="B/x"), "the patch is not a number"),
   ):
     with pytest.raises(UserError, match=message):
       naflex.make(**kwargs)
+  model = naflex.make("mu/8")
+  assert model.patch_size == (8, 8)
+  with pytest.raises(UserError, match="patches of 48 numbers are not 8 x 8 pixels"):
+    model.init(jax.random.key(0), naflex.example(naflex.make("mu/4")))
+
+
+def test_eight_devices_equal_one():
+  """Batch over replica and fsdp, patches over sequence, which do not divide."""
+  batch, _ = batch_of([(20, 12), (12, 20), (16, 16), (8, 32)] * 2, 15)
+  model = naflex.make(**SIZE, pos_side=4)
+  inputs = naflex.inputs(batch)
+  variables = model.init(jax.random.key(0), inputs)
+  want = jax.jit(model.apply)(variables, inputs)[0]
+  mesh = make_mesh(replica=2, fsdp=2, tensor=1, sequence=2)
+  put = axes.put_batch(mesh, inputs)
+  with jax.set_mesh(mesh):
+    got = jax.jit(model.apply)(jax.device_put(variables, NamedSharding(mesh, P())), put)[0]
+  np.testing.assert_allclose(axes.to_host(got), want, atol=1e-5)

@@ -13,16 +13,17 @@ from tests.parity import weights
 BATCH = 4
 TEXT = dict(
   hidden_size=32,
-  num_hidden_layers=2,
+  num_hidden_layers=1,
   num_attention_heads=4,
   intermediate_size=48,
   vocab_size=50,
   max_position_embeddings=8,
 )
-VISION = {k: TEXT[k] for k in list(TEXT)[:4]} | dict(num_channels=3, patch_size=4)
+VISION = {k: TEXT[k] for k in list(TEXT)[:4]}
+VISION |= dict(num_hidden_layers=2, num_channels=3, patch_size=4)
 PLAIN = dict(hidden_act="gelu", layer_norm_eps=1e-5)
 CLIP = dict(layers=2, width=32, head_width=8, mlp_ratio=1.5, patch_size=8, image_size=[16, 24])
-CLIP_TEXT = dict(context_length=8, vocab_size=50, width=24, heads=3, layers=2, mlp_ratio=2.0)
+CLIP_TEXT = dict(context_length=8, vocab_size=50, width=24, heads=3, layers=1, mlp_ratio=2.0)
 TIMM = dict(embed_dim=32, depth=2, num_heads=4, mlp_ratio=1.5, patch_size=8, img_size=[16, 24])
 
 

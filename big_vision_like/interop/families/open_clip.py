@@ -79,8 +79,10 @@ def _parts(hf: HF) -> tuple[HF, dict[str, Any], dict[str, Any]]:
       if vision[key] not in choices:
         raise unknown(f"open_clip_config.json: vision_cfg.{key}", vision[key], list(choices))
   text = {**TEXT, **text}
-  if text["proj_type"] != "linear":
-    raise UserError("open_clip_config.json: text_cfg.proj_type: only 'linear' is supported")
+  if text["proj_type"] not in ("linear", "none"):
+    raise unknown(
+      "open_clip_config.json: text_cfg.proj_type", text["proj_type"], ["linear", "none"]
+    )
   return cfg, vision, text
 
 
@@ -144,7 +146,7 @@ def _model(hf: HF) -> dict[str, Any]:
       max_len=text["context_length"],
       pool=text["pool_type"],
       causal=not text["no_causal_mask"],
-      num_classes=cfg["embed_dim"],
+      num_classes=None if text["proj_type"] == "none" else cfg["embed_dim"],
       head_bias=text["proj_bias"],
     ),
     bias_init=cfg.get("init_logit_bias"),

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from big_vision_like.config import UserError
-from big_vision_like.interop.families import HF, Family, transformer, two_towers
+from big_vision_like.interop.families import HF, Family, pair, transformer, two_towers
 from big_vision_like.interop.tables import Rule
 
 PATCH = "vision_model.embeddings.patch_embedding"
@@ -17,12 +17,13 @@ def _rules(hf: HF) -> list[Rule]:
 
 
 def _model(hf: HF) -> dict[str, Any]:
-  vision = {**two_towers.SIGLIP, "num_patches": 256, **hf["vision_config"]}
+  vision = {**two_towers.SIGLIP, "num_patches": 256, "patch_size": 16, **hf["vision_config"]}
   side = math.isqrt(vision["num_patches"])
   if side**2 != vision["num_patches"]:
     raise UserError(f"config.json: num_patches = {vision['num_patches']} is not a square")
   return dict(
-    image=transformer(vision) | dict(name="naflex", pool="map", pos_side=side),
+    image=transformer(vision)
+    | dict(name="naflex", pool="map", pos_side=side, patch_size=pair(vision["patch_size"])),
     text=two_towers.siglip_text(hf),
   )
 

@@ -120,6 +120,10 @@ def _named(name: str) -> dict[str, Any]:
     out |= dict(no_embed_class=False)
   if (size, *words[-1:]) == ("giant", "dinov2"):
     out |= dict(embed_dim=1536, num_heads=24, mlp_ratio=2.66667 * 2, swiglu=True, act_layer="silu")
+  # Those that came with SigLIP 2 alone.
+  tanh = (("so400m", "16"), ("base", "32"), ("giantopt", "16"))
+  if "siglip" in words and ((size, patch) in tanh or (size, image) == ("large", "512")):
+    out |= dict(act_layer="gelu_tanh")
   if kind == "deit3":
     out |= dict(no_embed_class=True, init_values=1e-6)
   return out
