@@ -8,8 +8,8 @@
       sizes = sweeps.zipped({"model.image.width": (32, 64), "model.text.width": (32, 64)})
       return sweeps.product(sizes, {"total_steps": (400, 800, 1600), "seed": (0, 1)})
 
-A set is a list of overrides, `{key of the config: value}`. A mapping of key -> values, wherever a set
-is expected, is the product of its values. The key `config` stands for another config file.
+A set is a list of overrides, `{key of the config: value}`. A mapping of key -> values, wherever a
+set is expected, is the product of its values. The key `config` stands for another config file.
 """
 
 import itertools
@@ -119,8 +119,8 @@ def vit_series(
 ) -> list[Overrides]:
   """Shapes of a ViT by one rule: depth and MLP grow with the width, heads keep their size.
 
-  The rule is that of the published sizes from S to L roughly (384, 768, 1024 have 12, 12, 24 blocks,
-  an MLP of 4 widths and heads of 64).
+  An MLP of 4 widths and heads of 64 are those of the published sizes from S to L; their depths (12,
+  12 and 24 blocks at 384, 768 and 1,024) follow no rule.
   """
   return [
     {

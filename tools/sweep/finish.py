@@ -1,4 +1,4 @@
-"""After a run of a sweep: its overrides go into summary.json. python -m tools.sweep.finish FOLDER"""
+"""The overrides of a finished run go into its summary: python -m tools.sweep.finish FOLDER"""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Runs on Kubernetes: a JobSet for each (jobset.x-k8s.io/v1alpha2), and queued resources of TPUs."""
+"""Runs on Kubernetes: a JobSet each (jobset.x-k8s.io/v1alpha2), and queued resources of TPUs."""
 
 import json
 import pathlib

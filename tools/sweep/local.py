@@ -11,7 +11,7 @@ POLL_SECONDS = 0.2
 
 
 def slots(jobs: int, devices: int) -> list[dict[str, str]]:
-  """What each of `jobs` places may use: its cores, and its GPUs where `devices` are given to each."""
+  """What each of `jobs` places may use: its cores, and `devices` GPUs."""
   cores = sorted(os.sched_getaffinity(0))
   out = []
   for i in range(jobs):
@@ -39,7 +39,7 @@ def launch(
         run, slot = waiting.pop(0), free.pop(0)
         running[run.id] = run, _start(run, slot), slot
       time.sleep(POLL_SECONDS)
-      for name, (run, process, slot) in list(running.items()):
+      for name, (_, process, slot) in list(running.items()):
         if process.poll() is not None:
           del running[name]
           free.append(slot)

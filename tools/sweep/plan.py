@@ -14,6 +14,8 @@ from big_vision_like.interop import files
 
 DONE, FAILED, RUNNING, WAITING = "done", "failed", "running", "waiting"
 SUMMARY, EXIT, RUN = "summary.json", "exit_code", "run.json"
+PREEMPTED = 85
+"""Exit code of a run that SIGTERM made save its state (big_vision_like.train)."""
 
 
 class Run(NamedTuple):
@@ -51,8 +53,8 @@ class Run(NamedTuple):
     """Done, failed, running (as far as its files tell) or waiting."""
     if (self.folder / SUMMARY).exists() and (self.folder / EXIT).exists():
       return DONE if self.exit_code() == 0 else FAILED
-    if (self.folder / EXIT).exists():
-      return FAILED
+    if (self.folder / EXIT).exists():  # preempted, its state saved: to be gone on with
+      return WAITING if self.exit_code() == PREEMPTED else FAILED
     return RUNNING if (self.folder / "log.txt").exists() else WAITING
 
   def exit_code(self) -> int:

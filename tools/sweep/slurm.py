@@ -1,4 +1,4 @@
-"""Runs as a SLURM array job: a list of scripts, and a batch script that takes the line of its task."""
+"""Runs as a SLURM array job: a list of scripts, and a batch script that takes a line of it."""
 
 import pathlib
 import shlex
@@ -7,10 +7,7 @@ from collections.abc import Sequence
 
 from big_vision_like.config import UserError
 from big_vision_like.interop import files
-from tools.sweep.plan import Run, prepare
-
-REQUEUE = 85
-"""Exit code of a run that SIGTERM made save its state (big_vision_like.train)."""
+from tools.sweep.plan import PREEMPTED, Run, prepare
 
 SCRIPT = """#!/usr/bin/env bash
 #SBATCH --job-name={name}
@@ -22,7 +19,7 @@ SCRIPT = """#!/usr/bin/env bash
 {options}
 cd {root}
 line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {todo})
-# The signal comes to this shell: it is passed on, and the run saves its state and exits with {requeue}.
+# The signal comes to this shell: it is passed on, the run saves its state and exits with {requeue}.
 srun bash -c "$line" & child=$!
 trap 'kill -TERM $child' TERM
 wait $child; code=$?
@@ -56,7 +53,7 @@ def write(
     options="\n".join(f"#SBATCH {o}" for o in options),
     root=shlex.quote(str(pathlib.Path.cwd())),
     todo=shlex.quote(str(todo.resolve())),
-    requeue=REQUEUE,
+    requeue=PREEMPTED,
   )
   files.write(script, text.encode())
   return script
