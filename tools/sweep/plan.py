@@ -123,8 +123,8 @@ def resolved(config: str, overrides: dict[str, Any]) -> Any:
   from big_vision_like import config as config_lib
 
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, "FILE.py:args", flag_values=values)
   argv = ["sweep", "--config", config, *(f"--config.{k}={_flag(v)}" for k, v in overrides.items())]
+  config_flags.DEFINE_config_file("config", None, "FILE.py:args", flag_values=values, sys_argv=argv)
   config_lib.parse_flags(values, argv, "", needed=("config",))
   return values["config"].value
 
