@@ -19,7 +19,9 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["big_vision_like", "big_vision_like.*"]),
-  package_data={"big_vision_like": ["evaluators/data/*.json", "input/data/*.json"]},
+  package_data={
+    "big_vision_like": ["evaluators/data/*.json", "evaluators/data/*.txt", "input/data/*.json"]
+  },
   install_requires=[
     "jax>=0.10,<0.13",
     "flax>=0.12.8,<0.13",

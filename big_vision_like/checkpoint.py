@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import re
 import shutil
 import signal
 import time
@@ -27,7 +26,7 @@ import jax
 import numpy as np
 
 from big_vision_like import tree
-from big_vision_like.config import UserError, call
+from big_vision_like.config import UserError
 
 REQUEUE_EXIT_CODE = 85  # preempted, saved, to be started again with the same command
 _FILE_BYTES = 1 << 27  # of a file of a step, about
@@ -347,7 +346,7 @@ def load(path: str | pathlib.Path, prefix: str = "", step: int | None = None) ->
     which = "" if step is None else f" of step {step}"
     raise UserError(f"{path} has no good checkpoint{which} ({'; '.join(told) or 'none saved'})")
   folder = directory / str(good)
-  wanted = {k: v for k, v in saved_shapes(folder).items() if _below(prefix, k) is not None}
+  wanted = {k: v for k, v in saved_shapes(folder).items() if below(prefix, k) is not None}
   if not wanted:
     raise UserError(f"{path} step {good}: nothing below {prefix!r}")
   # NumPy leaves ask Orbax for host arrays: no device need hold what is only read.
@@ -356,112 +355,15 @@ def load(path: str | pathlib.Path, prefix: str = "", step: int | None = None) ->
   context.pytree.loading.partial_load = True
   with context:
     loaded = tree.flatten(ocp.load(folder, tree.nest(abstract)))
-  return {_below(prefix, k): np.asarray(v) for k, v in loaded.items()}
+  return {below(prefix, k): np.asarray(v) for k, v in loaded.items()}
 
 
-def _below(prefix: str, name: str) -> str | None:
+def below(prefix: str, name: str) -> str | None:
   """`("a/b", "a/b/c")` -> `"c"`; None where `name` is not below: `a/b2` is not below `a/b`."""
   prefix = prefix.rstrip("/")
   if not prefix or name == prefix:
     return name if not prefix else ""
   return name.removeprefix(f"{prefix}/") if name.startswith(f"{prefix}/") else None
-
-
-# ------------------------------------------------------------------------------------- init_from
-
-
-def init_from(
-  state: Any,
-  spec: Mapping[str, Any],
-  loader: Callable[[str, str], Mapping[str, np.ndarray]] = load,
-  resample: Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray | None] | None = None,
-) -> tuple[Any, str]:
-  """Starts parts of a fresh state from saved runs: `config.init_from`.
-
-      {"params/image": "runs/a::params/image",                   # one part from another run
-       "params": dict(path="runs/b", rename=[("old/(.*)", r"new/\\1")], reinit=["head/.*"])}
-
-  Keys are paths in the state, values a workdir or a step's folder, after `::` a path in it (the key
-  where left out). `rename` sees whole saved names below that path, first match wins. What matches
-  `reinit` stays as it is.
-
-  Args:
-    state: with its arrays; dtypes and shardings are kept.
-    spec: as above.
-    loader: `(path, prefix) -> {path below prefix: array}`, for another format.
-    resample: `(path in the state, saved array, shape wanted) -> array or None`, asked where shapes
-      differ: position tables of another grid.
-
-  Returns:
-    The state, and a table of what was taken, left at its initialisation, and not used.
-
-  Raises:
-    UserError: a shape that differs and is not under `reinit`, two saved names renamed to one, a bad
-      key or pattern, or nothing was taken.
-  """
-  flat, lines = dict(tree.flatten(state)), []
-  for target, value in spec.items():
-    where = f"config.init_from[{target!r}]"
-    value = {"path": value} if isinstance(value, str) else value
-    if not isinstance(value, Mapping):
-      raise UserError(f"{where} = {value!r}; expected 'DIR::path' or dict(path='DIR::path', ...)")
-    path, prefix, rename, reinit = call(_source, value, where)
-    prefix = prefix or target
-    try:
-      saved = _renamed(loader(path, prefix), rename, where)
-      keep = [n for n in flat if tree.first_match(reinit, n) is not None]
-    except re.error as e:
-      raise UserError(f"{where}: {e.pattern!r} is not a regular expression: {e}") from None
-    names = {below: n for n in flat if (below := _below(target, n)) is not None}
-    taken = 0
-    for short, name in names.items():
-      old = flat[name]
-      if name in keep:
-        lines.append(f"left   {name} (reinit)")
-        continue
-      if short not in saved:
-        lines.append(f"left   {name} (not in {path})")
-        continue
-      source, array = saved[short]
-      note = "" if source == short else f" (renamed from {source})"
-      if array.shape != old.shape:
-        new = resample(name, array, old.shape) if resample else None
-        if new is None or new.shape != old.shape:
-          raise UserError(
-            f"{where}: {name} has shape {old.shape}, {path} has {array.shape}; "
-            f"add {name!r} to reinit, or change the model"
-          )
-        note += f" (resampled from {array.shape})"
-        array = new
-      flat[name] = jax.device_put(array.astype(old.dtype), old.sharding)
-      taken += 1
-      lines.append(f"taken  {name}{note}")
-    if not taken:
-      raise UserError(f"{where}: nothing of {path}::{prefix} fits {target}")
-    lines += [f"unused {path}: {saved[k][0]}" for k in sorted(saved.keys() - names.keys())]
-  return tree.unflatten(state, flat), "\n".join(lines)
-
-
-def _source(
-  path: str, rename: Sequence[tuple[str, str]] = (), reinit: Sequence[str] = ()
-) -> tuple[str, str, Sequence[tuple[str, str]], Sequence[str]]:
-  """The keys that one entry of `init_from` may have."""
-  path, _, prefix = path.partition("::")
-  return path, prefix, rename, reinit
-
-
-def _renamed(
-  arrays: Mapping[str, np.ndarray], rules: Sequence[tuple[str, str]], where: str
-) -> dict[str, tuple[str, np.ndarray]]:
-  """`{new name: (saved name, array)}`."""
-  out: dict[str, tuple[str, np.ndarray]] = {}
-  for name, array in arrays.items():
-    found = ((re.fullmatch(pattern, name), goal) for pattern, goal in rules)
-    new = next((match.expand(goal) for match, goal in found if match), name)
-    if new in out:
-      raise UserError(f"{where}: rename gives {out[new][0]!r} and {name!r} the one name {new!r}")
-    out[new] = name, array
-  return out
 
 
 # ------------------------------------------------------------------------------------- preemption

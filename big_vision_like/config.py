@@ -216,9 +216,13 @@ def unknown(what: str, name: str, known: Sequence[str]) -> UserError:
 
 
 def find_module(package: str, name: str, what: str) -> ModuleType:
-  """Imports `big_vision_like.<package>.<name>`: the file name is the registry."""
+  """Imports `big_vision_like.<package>.<name>`: the file name is the registry.
+
+  Files whose name starts with an underscore are helpers and not in it.
+  """
   full = f"big_vision_like.{package}"
-  known = [m.name for m in pkgutil.iter_modules(importlib.import_module(full).__path__)]
+  names = (m.name for m in pkgutil.iter_modules(importlib.import_module(full).__path__))
+  known = [n for n in names if not n.startswith("_")]
   if name not in known:
     raise unknown(what, name, known)
   return importlib.import_module(f"{full}.{name}")

@@ -39,7 +39,8 @@ class Method(NamedTuple):
       such batches where `config.input` names several.
     predict: name -> `(params, aux, batch, rng, **static options) -> outputs`. Names an evaluator
       may ask for: `image_embed`, `text_embed`, `logits`, `features`, `reconstruct`, `generate`,
-      `sample`, `segment`, `loss_per_example`, `similarity`, `match`, `score`.
+      `sample`, `segment`, `loss_per_example`, `token_logprob`, `similarity`, `match`, `score`,
+      `attention`, `image_tokens`.
     after_update: `(params, aux, step) -> aux`, after each optimizer update: momentum teachers,
       queues, centers.
     progress: the metric that falls while the method learns. The loss, but for methods whose loss is

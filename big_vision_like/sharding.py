@@ -22,7 +22,7 @@ from big_vision_like import axes, tree
 from big_vision_like.config import UserError, call, parse_spec, unknown
 
 DEFAULT_RULES = (
-  (".*(query|key|value|up)/kernel", "shard(-1, tensor)|fsdp"),
+  (".*(query|key|value|up|gate)/kernel", "shard(-1, tensor)|fsdp"),
   (".*(out|down)/kernel", "shard(-2, tensor)|fsdp"),
   (".*", "fsdp"),
 )

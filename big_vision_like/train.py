@@ -36,10 +36,12 @@ from big_vision_like import (
   step,
 )
 from big_vision_like import config as config_lib
+from big_vision_like import init_from as init
 from big_vision_like import state as state_lib
 from big_vision_like.compose import batch_spec, make_method, saved_config, teacher_from
 from big_vision_like.config import Config, Durations, UserError
 from big_vision_like.input import pipeline
+from big_vision_like.interop import foreign
 from big_vision_like.method import Method, value_and_grad
 from big_vision_like.state import State
 
@@ -125,6 +127,8 @@ def make_evaluators(config: Any, method: Method, mesh: jax.sharding.Mesh) -> dic
   out = {}
   for name, cfg in config_lib.wrap(config).evals.items():
     module = config_lib.find_module("evaluators", cfg.type, f"config.evals.{name}.type")
+    if not hasattr(module, "Evaluator"):
+      raise UserError(f"config.evals.{name}.type = {cfg.type!r} is a helper, not an evaluator")
     out[name] = module.Evaluator(cfg, predict, mesh)
   return out
 
@@ -267,8 +271,11 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
       start, key = 0, jax.random.key(config.seed)
       state = state_lib.init(built.method, built.tx, key, built.batch, built.shardings)
       if init_from:
-        state, difference = checkpoint.init_from(state, init_from)
-        logging.info("init_from:\n%s", difference)
+        options = dict(foreign=foreign.read, config=config.to_dict())
+        state, table = init.init_from(state, init_from, **options)
+        if lead:
+          (workdir / "init_from.txt").write_text(table + "\n")
+          print(init.told(table), flush=True)
     writer.truncate_after(start)
     if start >= total:
       ledger.finish()

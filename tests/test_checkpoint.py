@@ -20,7 +20,7 @@ from conftest import make_mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from big_vision_like import checkpoint, tree
+from big_vision_like import checkpoint, init_from, tree
 from big_vision_like import method as method_lib
 from big_vision_like.config import UserError
 from big_vision_like.state import State
@@ -348,50 +348,16 @@ def test_init_from(tmp_path):
   saved(tmp_path / "checkpoints", [4])
   fresh = state(0)
   spec = {"params": {"path": str(tmp_path), "reinit": ["b/c"]}}
-  found, table = checkpoint.init_from(fresh, spec)
+  found, table = init_from.init_from(fresh, spec)
   assert_same(found.params["w"], state(4).params["w"])
   assert_same(found.params["b"], fresh.params["b"])
   assert "taken  params/w" in table and "left   params/b/c (reinit)" in table
   spec = {"params/b": {"path": f"{tmp_path}::params", "rename": [("b/(.*)", r"\1")]}}
-  found, table = checkpoint.init_from(fresh, spec)
+  found, table = init_from.init_from(fresh, spec)
   assert_same(found.params["b"], state(4).params["b"])
   assert "unused" in table and int(found.step) == 0
   with pytest.raises(UserError, match="has shape"):
-    checkpoint.init_from(fresh, {"params/b/c": f"{tmp_path}::params/w"})
-
-
-def arrays(**found):
-  return lambda path, prefix: {k.replace("__", "/"): np.asarray(v) for k, v in found.items()}
-
-
-def test_init_from_names_what_was_renamed_and_resampled():
-  fresh = {"params": {"pos": jnp.zeros((1, 4, 2)), "pos2": jnp.ones(3)}}
-  table = np.arange(2.0).reshape(1, 1, 2)
-  spec = {"params/pos": {"path": "DIR::old", "rename": [(".*", "")]}}
-  found, told = checkpoint.init_from(
-    fresh, spec, arrays(table=table), lambda name, x, shape: np.broadcast_to(x, shape)
-  )
-  assert told == "taken  params/pos (renamed from table) (resampled from (1, 1, 2))"
-  np.testing.assert_array_equal(found["params"]["pos"], np.broadcast_to(table, (1, 4, 2)))
-  np.testing.assert_array_equal(found["params"]["pos2"], np.ones(3))  # no component of its path
-  assert found["params"]["pos"].dtype == jnp.float32
-
-
-@pytest.mark.parametrize(
-  "value, message",
-  [
-    ({"path": "D", "rename": [(".*", "w")]}, "gives 'a' and 'w' the one name 'w'"),
-    ({"path": "D", "rename": [("(", "w")]}, "is not a regular expression"),
-    ({"path": "D", "renam": []}, "did you mean rename"),
-    ({"path": "D", "reinit": ["params/.*"]}, "nothing of D::params fits"),
-    (7, "= 7; expected"),
-  ],
-)
-def test_mistakes_in_init_from(value, message):
-  with pytest.raises(UserError, match=message):
-    checkpoint.init_from(
-      {"params": {"w": jnp.zeros(2)}}, {"params": value}, arrays(a=[0, 0], w=[1, 1])
-    )
+    init_from.init_from(fresh, {"params/b/c": f"{tmp_path}::params/w"})
 
 
 def test_load_reads_a_workdir_or_a_step(tmp_path, caplog):

@@ -26,6 +26,7 @@ PARAMETERS = {
   "ddpm": 35_746_307,
   "dino": 43_951_872,
   "dreamfusion": 173_828,
+  "finetune": 304_124_904,
   "linear_probe": 2_695_000,
   "mae": 329_239_296,
   "moco": 27_966_656,

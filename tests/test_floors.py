@@ -15,13 +15,13 @@ FLOORS = {
   **dict.fromkeys(("models", "optim"), 2),
   **dict.fromkeys(("method", "transforms"), 3),
   "methods": 4,
-  **dict.fromkeys(("sharding", "state", "step", "checkpoint", "cluster"), 5),
+  **dict.fromkeys(("sharding", "state", "step", "checkpoint", "init_from", "cluster"), 5),
   **dict.fromkeys(("evaluators", "interop", "compose"), 6),
   "train": 7,
 }
 # Rooms whose files may import each other; everywhere else only the floor below.
 FAMILIES = ("layers", "losses", "input", "models", "evaluators", "interop", "generation")
-TRUNK = ("sharding", "state", "step", "checkpoint", "cluster")
+TRUNK = ("sharding", "state", "step", "checkpoint", "init_from", "cluster")
 NEVER = {room: {"methods", "models", "transforms"} for room in TRUNK}
 NEVER |= {room: {"method", "methods", *TRUNK} for room in ("evaluators", "interop")}
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -48,6 +49,22 @@ def test_evaluate_repeats_the_scores_of_training(workdir, capsys):
     assert value == pytest.approx(logged[name], rel=1e-6)
   with pytest.raises(UserError, match="did you mean zeroshot_seen"):
     evaluate.main(["--workdir", str(workdir), "--evals", "zeroshot_sen"])
+
+
+def test_evaluate_several_runs(workdir, tmp_path, capsys):
+  other = tmp_path / "other"
+  shutil.copytree(workdir, other)
+  out, page = tmp_path / "deep" / "s.json", tmp_path / "s.html"
+  flags = ["--evals", "zeroshot_seen,val", "--json", str(out), "--html", str(page)]
+  assert evaluate.main(["--workdir", str(workdir), str(other), *flags, "--mistakes", "3"]) == 0
+  said = capsys.readouterr().out
+  assert "zeroshot_seen/accuracy" in said and "other (step 2)" in said
+  first, second = json.loads(out.read_text())["runs"]
+  assert first["scores"] == second["scores"] and second["workdir"] == str(other)
+  assert {k.split("/")[1] for k in first["scores"]} == {"zeroshot_seen", "val"}
+  text = page.read_text()
+  assert "other: zeroshot_seen, hardest mistakes" in text and "val, hardest" not in text
+  assert 0 < text.count("data:image/png;base64,") <= 6
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,7 @@ def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path, monkeypat
     (dict(input__source="digit_pears(split='train')"), "digit_pairs"),
     (dict(input__pp="value_rang(-1, 1)"), "value_range"),
     (dict(evals=dict(z=dict(type="zeroshoot"))), "zeroshot"),
+    (dict(evals=dict(z=dict(type="intervals"))), "'intervals' is a helper, not an evaluator"),
     (dict(speling=1), "nothing reads config.speling"),
     (dict(profile_steps=(5, 7)), "config.profile_steps = (5, 7)"),
     (dict(loss__impl="rign"), "ring"),

@@ -3,7 +3,8 @@
 `params.safetensors` or `params.npz` hold the weights that `predict` runs on, by path: with frozen
 parts, LoRA merged, averaged where `config.ema` asks for it; `<predict>.stablehlo` a function
 of the batch with the parameters baked in, for any batch size unless a line says otherwise.
-`config.json` goes with them.
+`config.json` goes with them. `hf` is a folder that `transformers` loads, with a `config.json` of
+its own, for the methods of `tools/huggingface.py`.
 """
 
 import argparse
@@ -15,8 +16,9 @@ import numpy as np
 from big_vision_like import train, tree
 from big_vision_like.config import UserError, run_main, unknown
 from big_vision_like.interop import files, stablehlo
+from tools import huggingface
 
-FORMATS = ("safetensors", "npz", "stablehlo")
+FORMATS = ("safetensors", "npz", "stablehlo", "hf")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,6 +46,10 @@ def main(argv: list[str] | None = None) -> int:
       print(file if is_open else f"{file} (batch size {config.input.batch_size} only)")
   else:
     params = jax.device_get(jax.jit(method.merge)(state.params, state.aux))
+    if args.format == "hf":
+      huggingface.save(args.out, config, params, state.aux)
+      print(args.out)
+      return 0
     arrays = {k: np.asarray(v) for k, v in tree.flatten(params).items()}
     file = args.out / f"params.{args.format}"
     {"safetensors": files.save_safetensors, "npz": files.save_npz}[args.format](file, arrays)

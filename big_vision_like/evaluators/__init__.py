@@ -5,7 +5,7 @@ them need is here: walking over a split exactly, each example once, on any numbe
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -43,6 +43,21 @@ def whole_on_mesh(
     yield axes.put_batch(mesh, {k: v[local] for k, v in arrays.items()})
 
 
+def _placed(x: np.ndarray, mesh: jax.sharding.Mesh, *spec: Any) -> jax.Array:
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+  return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+
+def sharded(x: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+  """An array that every process holds whole, its rows split over all devices of the mesh."""
+  return _placed(x, mesh, mesh.axis_names)
+
+
+def replicated(x: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+  """An array that every process holds whole, whole on every device of the mesh."""
+  return _placed(x, mesh)
+
+
 def ranks(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
   """How many wrong items score no less than the best right one: [Q, N], bool [Q, N] -> [Q].
 
@@ -67,12 +82,39 @@ def enlarged(image: np.ndarray, width: int = 400) -> np.ndarray:
   return image.repeat(scale, 0).repeat(scale, 1)
 
 
+class Mistake(NamedTuple):
+  """A wrong answer, as `mistakes(state, n)` of an evaluator lists them, the worst first.
+
+  Attributes:
+    index: row of the split.
+    image: uint8 [H, W, 1 or 3].
+    predicted: what was said.
+    right: what would have been right.
+    score: how wrong it is, higher is worse: by how much the wrong answer beats the right one.
+  """
+
+  index: int
+  image: np.ndarray
+  predicted: str
+  right: str
+  score: float
+
+
+def hardest(margin: np.ndarray, n: int) -> list[int]:
+  """Rows of the `n` largest margins [N] of the best wrong answer over the right one, from 0 up.
+
+  A tie is a mistake; NaN is one, and comes first.
+  """
+  order = np.argsort(-np.nan_to_num(margin, nan=np.inf), kind="stable")[: max(n, 0)]
+  return [i for i in order.tolist() if not margin[i] < 0]
+
+
 class Split:
   """A split of a data set as batches on the mesh; strings of the examples stay on the host.
 
   `cfg` has source, pp and batch_size; rounded up to a multiple of the batch shards. `needs` names
   the arrays the evaluator cannot do without; `source` is the key that names the split, for
-  evaluators that look at several.
+  evaluators that look at several; a second `view` has other random numbers in `pp`.
 
   Raises:
     UserError: an unknown source or op, an empty source, a key that `pp` does not yield as numbers.
@@ -84,12 +126,13 @@ class Split:
     mesh: jax.sharding.Mesh,
     needs: tuple[str, ...] = (),
     source: str = "source",
+    view: int = 0,
   ):
     shards = axes.num_batch_shards(mesh)
     self.mesh = mesh
     self.batch_size = -(-cfg.get("batch_size", 128) // shards) * shards
     self.pp = cfg.pp
-    self.reader = pipeline.eval_reader(cfg[source], self.pp, cfg.path, source)
+    self.reader = pipeline.eval_reader(cfg[source], self.pp, cfg.path, source, view)
     self._batches()  # mistakes show before any compile
     first = self._examples([0])[0]
     self.strings = tuple(k for k, v in first.items() if np.asarray(v).dtype.kind in "USO")
@@ -103,6 +146,11 @@ class Split:
 
   def __len__(self) -> int:
     return len(self.reader.sources[0])
+
+  @property
+  def classes(self) -> list[str]:
+    """Names the data set itself has for its labels, in their order; none where it has none."""
+    return [str(name) for name in getattr(self.reader.sources[0], "classes", ())]
 
   def _examples(self, rows: Sequence[int]) -> list[dict[str, Any]]:
     return self.reader.examples(np.asarray(rows), [])
@@ -145,6 +193,13 @@ class Split:
     rows = (example[key] for example in self._examples(rows))
     rows = (list(x) if isinstance(x, (list, tuple)) else [x] for x in rows)
     return [[t.decode() if isinstance(t, bytes) else str(t) for t in x] for x in rows]
+
+  def raw_text(self, row: int) -> str:
+    """The text of a row as the source has it, before `pp`; the first of several."""
+    index = int(self.reader.order(np.asarray([row]))[1][0])
+    text = self.reader.sources[0][index].get("text", f"row {row}")
+    text = text[0] if isinstance(text, (list, tuple)) else text
+    return text.decode() if isinstance(text, bytes) else str(text)
 
   def images(self, rows: list[int]) -> list[np.ndarray]:
     """Those rows' images as uint8 [H, W, 1 or 3], for people: stretched to their own range."""

@@ -1,4 +1,7 @@
-"""Captions against references: exact match and token F1, beside the nearest neighbour's caption."""
+"""Captions against references: exact match, token F1, BLEU, ROUGE-L and CIDEr.
+
+Beside them the same of the caption of the nearest training image.
+"""
 
 import functools
 import re
@@ -10,7 +13,7 @@ import jax
 import numpy as np
 
 from big_vision_like.config import Config, UserError, call, parse_spec
-from big_vision_like.evaluators import Split, nearest, need
+from big_vision_like.evaluators import Mistake, Split, _caption_scores, nearest, need
 from big_vision_like.input import tokenizers
 
 
@@ -19,7 +22,7 @@ class Evaluator:
   max_new_tokens, temperature, top_k, top_p, beams (options of `generate`), seed.
 
   `tokenizer` is the op that made the tokens of training: "tokenize(24, model='...')". A text may be
-  a list of references: the best one counts.
+  a list of references: the best one counts, for BLEU and CIDEr all of them do.
 
   `nearest_...` are the scores of the trivial captioner, which says of an image what the training
   image with the nearest pixels (Euclidean, after `pp`) is called.
@@ -55,11 +58,22 @@ class Evaluator:
     _, rows = nearest(self.test.pixels()["x"], self.train.pixels()["x"])
     return [texts[0] for texts in self.train.texts("text", rows)]
 
+  @functools.cached_property
+  def nearest_scores(self) -> dict[str, float]:
+    """`nearest_...`: those of `nearest_captions`."""
+    return {f"nearest_{k}": v for k, v in self._scores(self.nearest_captions).items()}
+
+  def _scores(self, captions: list[str]) -> dict[str, float]:
+    ngrams = _caption_scores.scores(captions, self.references)
+    return scores(captions, self.references) | ngrams
+
   def run(self, state: Any) -> dict[str, float]:
-    """`exact_match`, `token_f1`, and the same two with `nearest_` before them."""
-    out = scores(self.captions(state), self.references)
-    trivial = scores(self.nearest_captions, self.references)
-    return out | {f"nearest_{k}": v for k, v in trivial.items()}
+    """The scores of the split, and the same with `nearest_` before them.
+
+    `exact_match`, `token_f1`; `bleu1` to `bleu4` of the corpus, `rouge_l`, and `cider`, which goes
+    to 10. Those of several words are what pycocoevalcap gives for the same words.
+    """
+    return self._scores(self.captions(state)) | self.nearest_scores
 
   def examples(self, state: Any, count: int = 12) -> list[dict[str, Any]]:
     """The first mistakes, then right ones: image (uint8), label, predictions [(caption, F1)]."""
@@ -70,6 +84,18 @@ class Evaluator:
     return [
       {"image": image, "label": self.references[i][0], "predictions": [(captions[i], value[i])]}
       for i, image in zip(chosen, self.test.images(chosen))
+    ]
+
+  def mistakes(self, state: Any, n: int) -> list[Mistake]:
+    """The captions furthest from all references by ROUGE-L; `score` is 1 - ROUGE-L."""
+    said, words = self.captions(state), _caption_scores.words
+    rouge = lambda c, refs: _caption_scores.rouge_l(words(c), [words(r) for r in refs])
+    far = 1 - np.array([rouge(c, refs) for c, refs in zip(said, self.references)])
+    rows = [i for i in np.argsort(-far, kind="stable")[:n].tolist() if far[i] > 0]
+    images = self.test.images(rows)
+    return [
+      Mistake(i, image, said[i], " / ".join(self.references[i]), float(far[i]))
+      for i, image in zip(rows, images)
     ]
 
 

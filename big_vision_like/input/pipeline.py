@@ -363,10 +363,15 @@ def _by_workers(
       ) from e
 
 
-def eval_reader(source: str, pp: str, where: str = "config.evals", key: str = "source") -> Reader:
-  """Reads a split for an evaluation, in order; a bad example is an error that names it."""
+def eval_reader(
+  source: str, pp: str, where: str = "config.evals", key: str = "source", view: int = 0
+) -> Reader:
+  """Reads a split for an evaluation, in order; a bad example is an error that names it.
+
+  Each `view` of the split gets random numbers of its own in its ops.
+  """
   part = Part(source, pp, where, key=key)
-  return Reader({"": part}, seed=0, key=EVAL_KEY, shuffle=False, exact=True)
+  return Reader({"": part}, seed=0, key=EVAL_KEY + (view << 80), shuffle=False, exact=True)
 
 
 def eval_batches(

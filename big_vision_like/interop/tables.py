@@ -9,12 +9,13 @@ fills and a shape that does not fit are errors that name them all.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from einops import rearrange
+from einops import EinopsError, rearrange
 
 from big_vision_like import tree
 from big_vision_like.config import UserError
@@ -88,15 +89,42 @@ def _backward(pattern: str | None, x: np.ndarray, sizes: Mapping[str, int]) -> n
   return rearrange(x, f"{right} -> {left}", **{k: v for k, v in sizes.items() if k in names})
 
 
-def to_ours(
+class Leaves(Mapping[str, np.ndarray]):
+  """Our leaves by path, each put together when asked for: `leaves` makes it."""
+
+  def __init__(self, parts: Mapping[str, list[Any]], like: Mapping[str, Any]):
+    self._parts, self._like = parts, like
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._parts)
+
+  def __len__(self) -> int:
+    return len(self._parts)
+
+  def __getitem__(self, path: str) -> np.ndarray:
+    """In the dtype of `like`; a view of their tensor where nothing has to be moved."""
+    like, parts = self._like[path], self._parts[path]
+    if not isinstance(parts, dict):
+      return np.asarray(parts(), like.dtype)
+    out = np.empty(like.shape, like.dtype)
+    for i, part in parts.items():
+      out[i] = part()
+    return out
+
+  def shape(self, path: str) -> tuple[int, ...]:
+    """Of one leaf, which is not put together for it."""
+    return tuple(self._like[path].shape)
+
+
+def leaves(
   rules: Sequence[Rule],
   tensors: Tensors,
   like: Any,
   *,
   constants: Tensors | None = None,
   ignore: str = r"$^",
-) -> Any:
-  """Their tensors as a tree like `like` (arrays or `jax.ShapeDtypeStruct`s), in its dtypes.
+) -> Leaves:
+  """Their tensors as our leaves by path, all names and shapes checked, none of them put together.
 
   `constants` are tensors of theirs that we compute, such as fixed position tables: they must agree
   to 1e-5. `ignore` is a regex of theirs that carry nothing, such as counters.
@@ -123,17 +151,17 @@ def to_ours(
         continue
       used.add(name)
       x = np.asarray(tensors[name])
-      parts = [x]
-      if len(slots) > 1:
-        parts = _cut(x, rule, [_shape(s, shapes) for s in slots])
-      for slot, part in zip(slots, parts):
-        part = part if rule.pattern is None else rearrange(part, rule.pattern)
-        if part.shape != _shape(slot, shapes):
-          wrong.append(f"{name} {x.shape} for {slot.path} {_shape(slot, shapes)}")
-        elif slot.index is None:
-          filled[slot.path] = part
+      wanted = [_shape(s, shapes) for s in slots]
+      parts = _cut(x, rule, wanted) if len(slots) > 1 else [x]
+      for slot, part, shape in zip(slots, parts, wanted):
+        if _forward(rule.pattern, _hollow(part.shape)).shape != shape:
+          wrong.append(f"{name} {x.shape} for {slot.path} {shape}")
+          continue
+        make = partial(_forward, rule.pattern, part)
+        if slot.index is None:
+          filled[slot.path] = make
         else:
-          filled.setdefault(slot.path, {})[slot.index] = part
+          filled.setdefault(slot.path, {})[slot.index] = make
   known = lambda name: name in used or name in constants or re.fullmatch(ignore, name)
   left = [name for name in tensors if not known(name)]
   empty = [] if missing or wrong else [p for p in flat if p not in filled]
@@ -142,19 +170,57 @@ def to_ours(
     raise UserError(
       "; ".join(f"{k}: {', '.join(v[:8])}{' ...' * (len(v) > 8)}" for k, v in problems.items() if v)
     )
-  for path, value in filled.items():
-    if isinstance(value, dict):
-      value = np.stack([value[i] for i in range(len(value))])
-    filled[path] = np.asarray(value, flat[path].dtype)
-  return tree.unflatten(like, filled)
+  return Leaves({path: filled[path] for path in flat}, flat)
+
+
+def to_ours(
+  rules: Sequence[Rule],
+  tensors: Tensors,
+  like: Any,
+  *,
+  constants: Tensors | None = None,
+  ignore: str = r"$^",
+  put: Callable[[str, np.ndarray], Any] = lambda path, x: x,
+) -> Any:
+  """Their tensors as a tree like `like` (arrays or `jax.ShapeDtypeStruct`s), in its dtypes.
+
+  Leaf by leaf: `put(path, leaf)` says where it goes before the next is put together. `placed(like)`
+  sends it to the devices; by default it stays in host memory.
+
+  Raises:
+    UserError: see `leaves`, where the other arguments are.
+  """
+  found = leaves(rules, tensors, like, constants=constants, ignore=ignore)
+  return tree.unflatten(like, {path: put(path, found[path]) for path in found})
+
+
+def placed(like: Any) -> Callable[[str, np.ndarray], jax.Array]:
+  """`(path, leaf) -> leaf on the devices`, in the shardings of `like`, the host copy done with."""
+  shardings = {path: x.sharding for path, x in tree.flatten(like).items()}
+
+  def put(path: str, x: np.ndarray) -> jax.Array:
+    # Not in the memory of a mapped file; one at a time, as the host keeps what is under way.
+    return jax.block_until_ready(jax.device_put(x, shardings[path], may_alias=False))
+
+  return put
+
+
+def _hollow(shape: tuple[int, ...]) -> np.ndarray:
+  """Stands for an array of that shape, and takes no memory."""
+  return np.broadcast_to(np.float32(0), shape)
+
+
+def _forward(pattern: str | None, x: np.ndarray) -> np.ndarray:
+  """Theirs -> ours; a shape that the pattern does not know stays."""
+  try:
+    return x if pattern is None else rearrange(x, pattern)
+  except EinopsError:
+    return x
 
 
 def _cut(x: np.ndarray, rule: Rule, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
   """Their tensor along `rule.axis`, in pieces as long as our leaves want them."""
-  lengths = [
-    _backward(rule.pattern, np.broadcast_to(np.float32(0), shape), {}).shape[rule.axis]
-    for shape in shapes
-  ]
+  lengths = [_backward(rule.pattern, _hollow(shape), {}).shape[rule.axis] for shape in shapes]
   if sum(lengths) != x.shape[rule.axis]:
     return [x] * len(shapes)  # the shapes will say so
   return np.split(x, np.cumsum(lengths)[:-1], axis=rule.axis)

@@ -58,18 +58,26 @@ def attention(
   v: jax.Array,
   *,
   mask: jax.Array | None = None,
+  bias: jax.Array | None = None,
+  scale: float | None = None,
   causal: bool = False,
   impl: str | None = None,
 ) -> jax.Array:
-  """softmax(q k^T / sqrt(d)) v. q [B, N, H, d], k and v [B, M, H, d] -> [B, N, H, d].
+  """softmax(scale q k^T + bias) v. q [B, N, H, d], k and v [B, M, H, d] -> [B, N, H, d].
 
   `mask` [1 or B, 1 or H, 1 or N, M] is True where a query may look; `causal` lets query i see keys
-  j <= i. `impl` is one of `IMPLS`, or None: the one that `pick` finds. "ring" and "all_gather" are
-  for tokens that are split over the mesh axis `sequence`. Softmax in float32.
+  j <= i; `bias`, of the mask's shapes, is added to the scores, as relative positions are; `scale`
+  is 1 / sqrt(d) by default. `impl` is one of `IMPLS`, or None: the one that `pick` finds, and XLA
+  with a bias or another scale. "ring" and "all_gather" are for tokens that are split over the mesh
+  axis `sequence`. Softmax in float32.
 
   Raises:
     UserError: an unknown `impl`; "ring" or "all_gather" with lengths that do not divide.
   """
+  if bias is not None or scale is not None:
+    return jax.nn.dot_product_attention(
+      q, k, v, bias, mask, scale=scale, is_causal=causal, implementation="xla"
+    )
   impl = pick(q, k, mask) if impl is None else impl
   if impl not in IMPLS:
     raise unknown("attention impl", impl, IMPLS)
@@ -86,8 +94,10 @@ class MultiHeadAttention(nn.Module):
   """Vaswani et al. 2017, Sec. 3.2. Parameters query, key, value, out: kernel [D, D], bias [D].
 
   Kernels are flat so that tensor parallelism is one rule: the last axis of query, key and value,
-  the first of out. `rope(q or k) -> q or k` rotates [B, N, H, d] before the product. Remat policies
-  know the intermediates query, key, value and attention, [B, N, D] each.
+  the first of out. Without `qkv_bias` only out has a bias; without `key_bias` all but key (a key's
+  bias adds the same to all scores of a query, which the softmax takes away). `rope(q or k) -> q or
+  k` rotates [B, N, H, d] before the product. Remat policies know the intermediates query, key,
+  value and attention, [B, N, D] each.
 
   With a `cache` of keys and values the result is (y, cache). Three uses, for decoding:
 
@@ -98,6 +108,8 @@ class MultiHeadAttention(nn.Module):
 
   num_heads: int
   dtype: jnp.dtype = jnp.float32
+  qkv_bias: bool = True
+  key_bias: bool = True
 
   @nn.compact
   def __call__(
@@ -106,6 +118,7 @@ class MultiHeadAttention(nn.Module):
     context: jax.Array | None = None,
     *,
     mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
     causal: bool = False,
     rope: Callable[[jax.Array], jax.Array] | None = None,
     cache: Mapping[str, jax.Array] | None = None,
@@ -119,7 +132,8 @@ class MultiHeadAttention(nn.Module):
     context = x if context is None else context
 
     def heads(name: str, y: jax.Array) -> jax.Array:
-      y = fused.Dense(width, kernel_init=xavier, dtype=self.dtype, name=name)(y)
+      bias = self.qkv_bias and (self.key_bias or name != "key")
+      y = fused.Dense(width, bias, kernel_init=xavier, dtype=self.dtype, name=name)(y)
       y = checkpoint_name(y, name)
       return rearrange(y, "B N (H d) -> B N H d", H=self.num_heads)
 
@@ -134,7 +148,9 @@ class MultiHeadAttention(nn.Module):
         write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
         k, v = write(cache["key"], k), write(cache["value"], v)
         mask = jnp.arange(k.shape[1])[None, None, None, :] <= position
-    y = attention(q, k, v, mask=mask, causal=causal)
+    self.sow("intermediates", "queries", q)  # does nothing unless somebody asks for them
+    self.sow("intermediates", "keys", k)
+    y = attention(q, k, v, mask=mask, bias=bias, causal=causal)
     y = checkpoint_name(rearrange(y, "B N H d -> B N (H d)"), "attention")
     y = fused.Dense(width, kernel_init=xavier, dtype=self.dtype, name="out")(y)
     return y if cache is None else (y, {"key": k, "value": v})

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from big_vision_like.config import UserError
@@ -31,6 +32,33 @@ def patchify(image: jax.Array, patch: tuple[int, int]) -> jax.Array:
 def unpatchify(patches: jax.Array, grid: tuple[int, int], patch: tuple[int, int]) -> jax.Array:
   """[B, N, p*q*C] -> [B, H, W, C], the inverse of `patchify`."""
   return rearrange(patches, "B (h w) (p q C) -> B (h p) (w q) C", h=grid[0], p=patch[0], q=patch[1])
+
+
+def resample_patch_kernel(
+  kernel: np.ndarray, old: tuple[int, int], new: tuple[int, int]
+) -> np.ndarray:
+  """Kernel [p*q*C, D] of patches `old` -> [p'*q'*C, D] of patches `new`.
+
+  FlexiViT's pseudo-inverse resize (arXiv:2212.08013, Sec. 3.4): with B [p'*q', p*q] the bilinear
+  resize of a patch, without antialiasing, w' = pinv(B^T) w. No other kernel gives a resized patch a
+  product as near to that of w with the patch itself; it is the same where patches grow. In float64
+  on the host. The same size gives the same kernel, bit for bit.
+
+  Raises:
+    UserError: rows that are no multiple of a patch.
+  """
+  if kernel.shape[0] % (old[0] * old[1]):
+    raise UserError(
+      f"a patch kernel of {kernel.shape[0]} rows is not of {old[0]} x {old[1]} pixels"
+    )
+  if tuple(old) == tuple(new):
+    return kernel
+  eye = np.eye(old[0] * old[1], dtype=np.float32).reshape(*old, -1)
+  resize = jax.image.resize(eye, (*new, eye.shape[-1]), "bilinear", antialias=False)
+  inverse = np.linalg.pinv(np.asarray(resize, np.float64).reshape(new[0] * new[1], -1).T)
+  pixels = rearrange(np.asarray(kernel, np.float64), "(x C) D -> x (C D)", x=old[0] * old[1])
+  out = rearrange(inverse @ pixels, "x (C D) -> (x C) D", D=kernel.shape[1])
+  return out.astype(kernel.dtype)
 
 
 class PatchEmbed(nn.Module):

@@ -50,7 +50,9 @@ class ProbeAttention(nn.Module):
     scores = axes.constrain(scores, axes.BATCH, axes.TENSOR)
     if mask is not None:
       scores = jnp.where(mask[:, :, 0], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores).astype(self.dtype)
+    weights = jax.nn.softmax(scores)
+    self.sow("intermediates", "weights", weights)  # does nothing unless somebody asks for them
+    weights = weights.astype(self.dtype)
     pooled = axes.constrain(jnp.einsum("BHN,BND->BHD", weights, x), axes.BATCH, axes.TENSOR)
     y = jnp.einsum("BHD,DHd->BHd", pooled, split(value))
     y = rearrange(y, "B H d -> B (H d)") + value_bias[None]

@@ -69,9 +69,11 @@ def rematted(block: Any, policy: str, *, scan: bool, static: tuple[int, ...]) ->
 
 
 class Block(nn.Module):
-  """x + MHA(LN(x)), then x + MLP(LN(x)), statistics in float32.
+  """x + ls1 MHA(LN(x)), then x + ls2 MLP(LN(x)), statistics in float32.
 
-  Parameters ln1, attn, ln2, mlp. Returns (x, None): the form `nn.scan` wants.
+  Parameters ln1, attn, ln2, mlp, and with `layer_scale`, their initial value, the vectors ls1 and
+  ls2 [D] (Touvron et al. 2021, arXiv:2103.17239); without, they are 1. Returns (x, None): the form
+  `nn.scan` wants.
   """
 
   num_heads: int
@@ -80,28 +82,41 @@ class Block(nn.Module):
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
   eps: float = 1e-6
+  layer_scale: float | None = None
+  gated: bool = False
+  qkv_bias: bool = True
+  key_bias: bool = True
 
   @nn.compact
   def __call__(self, x, drop_path, mask, rope, causal: bool, train: bool):
     norm = lambda name: fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
     drop = nn.Dropout(self.dropout, deterministic=not train)
     path = (lambda y: y) if drop_path is None else lambda y: DropPath()(y, drop_path, train=train)
+
+    def branch(y, name):
+      y = drop(y)
+      if self.layer_scale is not None:
+        init = nn.initializers.constant(self.layer_scale)
+        y *= self.param(name, init, (y.shape[-1],)).astype(y.dtype)[None, None]
+      return path(y)
+
     x = axes.constrain_batch(x)
-    y = MultiHeadAttention(self.num_heads, self.dtype, name="attn")(
+    y = MultiHeadAttention(self.num_heads, self.dtype, self.qkv_bias, self.key_bias, name="attn")(
       norm("ln1")(x), mask=mask, rope=rope, causal=causal
     )
-    x = axes.constrain_batch(x + path(drop(y)))
-    y = Mlp(self.mlp_dim, self.gelu, self.dropout, self.dtype, name="mlp")(
+    x = axes.constrain_batch(x + branch(y, "ls1"))
+    y = Mlp(self.mlp_dim, self.gelu, self.dropout, self.dtype, self.gated, name="mlp")(
       norm("ln2")(x), train=train
     )
-    return axes.constrain_batch(x + path(drop(y))), None
+    return axes.constrain_batch(x + branch(y, "ls2")), None
 
 
 class Encoder(nn.Module):
   """`depth` blocks and a final LayerNorm.
 
   `scan` compiles one block and stacks its parameters on a leading axis (`blocks/...`); otherwise
-  they are `block_0`, `block_1`, ... Stochastic depth grows linearly to `drop_path`.
+  they are `block_0`, `block_1`, ... Stochastic depth grows linearly to `drop_path`. Without
+  `final_norm` the last LayerNorm is the caller's.
 
   Where the mesh splits tokens over `sequence` and they do not divide, they are padded once around
   all blocks and the padding is hidden from attention. Dropout then draws other numbers than on one
@@ -118,6 +133,11 @@ class Encoder(nn.Module):
   remat: str = "none"
   dtype: jnp.dtype = jnp.float32
   eps: float = 1e-6
+  layer_scale: float | None = None
+  gated: bool = False
+  qkv_bias: bool = True
+  key_bias: bool = True
+  final_norm: bool = True
 
   @nn.compact
   def __call__(self, x, *, mask=None, rope=None, causal: bool = False, train: bool = False):
@@ -128,12 +148,13 @@ class Encoder(nn.Module):
     if self.gelu not in GELU:
       raise unknown("gelu", self.gelu, list(GELU))
     args = (self.num_heads, self.mlp_dim, self.gelu, self.dropout, self.dtype, self.eps)
+    args += (self.layer_scale, self.gated, self.qkv_bias, self.key_bias)
     rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
     drops = bool(self.drop_path) and train
     if self.scan:
       stack = nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0 if drops else nn.broadcast, *[nn.broadcast] * 4),
         length=self.depth,
@@ -144,7 +165,9 @@ class Encoder(nn.Module):
       for i in range(self.depth):
         rate = float(rates[i]) if drops else None
         x, _ = block(*args, name=f"block_{i}")(x, rate, mask, rope, causal, train)
-    return cut_tokens(fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x), length)
+    if self.final_norm:
+      x = fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
+    return cut_tokens(x, length)
 
 
 class MapPool(nn.Module):

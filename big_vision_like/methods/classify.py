@@ -14,6 +14,7 @@ from big_vision_like import models
 from big_vision_like.config import Config, UserError, number, unknown
 from big_vision_like.losses import classification
 from big_vision_like.method import Aux, Batch, Method, Metrics, Params
+from big_vision_like.models import vit
 
 LOSSES = {"softmax": classification.softmax_xent, "sigmoid": classification.sigmoid_xent}
 
@@ -74,5 +75,6 @@ def make(config: Config) -> Method:
       "image_embed": image_embed,
       "features": features,
       "loss_per_example": loss_per_example,
+      **vit.predict(model, lambda params, aux: params),
     },
   )

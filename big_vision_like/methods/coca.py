@@ -117,6 +117,12 @@ def make(config: Config) -> Method:
     tokens = jnp.sum(jnp.where(real, captioning.token_nll(logits, text), 0.0), axis=1)
     return weight_con * con + weight_cap * tokens / jnp.maximum(jnp.sum(real, axis=1), 1)
 
+  def token_logprob(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None):
+    """`logprob` [B, L], log P(y_t | y_<t, x); `real` [B, L], False where text is padding."""
+    text = batch["text"]
+    logits, _ = model.apply({"params": params}, batch["image"], text)
+    return {"logprob": -captioning.token_nll(logits, text), "real": text != model.pad_id}
+
   def features(params: Params, aux: Aux, batch: Batch, rng: jax.Array | None = None):
     """Every named intermediate: image/patches, image/tokens, text/tokens, both embeddings."""
     return model.apply({"params": params}, batch["image"], batch["text"])[1]
@@ -129,6 +135,7 @@ def make(config: Config) -> Method:
       "text_embed": text_embed,
       "generate": generate,
       "loss_per_example": loss_per_example,
+      "token_logprob": token_logprob,
       "features": features,
     },
     split=(represent, compare),

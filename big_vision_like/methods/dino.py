@@ -18,6 +18,7 @@ from big_vision_like import axes, models, schedules, tree
 from big_vision_like.config import Config, call, number
 from big_vision_like.losses import self_distillation as sd
 from big_vision_like.method import Aux, Batch, Method, Metrics, Params
+from big_vision_like.models import vit
 
 
 class Head(nn.Module):
@@ -136,7 +137,11 @@ def make(config: Config) -> Method:
   return Method(
     init=init,
     loss=loss,
-    predict={"image_embed": image_embed, "features": features},
+    predict={
+      "image_embed": image_embed,
+      "features": features,
+      **vit.predict(net.backbone, lambda params, aux: aux["teacher"]["backbone"]),
+    },
     after_update=after_update,
     progress="kl",
   )

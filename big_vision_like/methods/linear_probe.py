@@ -19,6 +19,7 @@ from big_vision_like.config import Config, UserError, unknown
 from big_vision_like.layers.batch_norm import BatchNorm
 from big_vision_like.losses import classification
 from big_vision_like.method import Aux, Batch, Method, Metrics, Params
+from big_vision_like.models import vit
 from big_vision_like.tree import first_match
 
 
@@ -145,5 +146,6 @@ def make(config: Config) -> Method:
       "image_embed": image_embed,
       "features": features,
       "loss_per_example": loss_per_example,
+      **vit.predict(model, lambda params, aux: aux["frozen"]["backbone"]),
     },
   )

@@ -128,5 +128,6 @@ def make(config: Config) -> Method:
       "features": features,
       "reconstruct": reconstruct,
       "loss_per_example": loss_per_example,
+      **vit.predict(encoder, lambda params, aux: params["encoder"]),
     },
   )

@@ -23,6 +23,7 @@ from big_vision_like.config import Config, UserError, call, number, whole_number
 from big_vision_like.layers.batch_norm import BatchNorm
 from big_vision_like.losses.info_nce import info_nce
 from big_vision_like.method import Aux, Batch, Method, Metrics, Params
+from big_vision_like.models import vit
 
 
 class Head(nn.Module):
@@ -164,7 +165,11 @@ def make(config: Config) -> Method:
   return Method(
     init=init,
     loss=loss,
-    predict={"image_embed": image_embed, "features": features},
+    predict={
+      "image_embed": image_embed,
+      "features": features,
+      **vit.predict(net.backbone, lambda params, aux: params["backbone"]),
+    },
     after_update=after_update,
     # Against the keys of the batch alone: the loss itself rises while the queue fills with harder
     # negatives than it was drawn with.

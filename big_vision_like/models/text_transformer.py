@@ -16,15 +16,18 @@ from big_vision_like.layers import fused
 from big_vision_like.layers.transformer import Encoder, MapPool, check
 from big_vision_like.models.vit import SIZES
 
-POOLS = ("last", "first", "gap", "map", "argmax", "none")
+POOLS = ("last", "first", "gap", "map", "argmax", "eos", "none")
 
 
 class TextTransformer(nn.Module):
   """Parameters: embed/embedding [V, D], pos_embed [L, D]; encoder, pool, head as in `vit.ViT`.
 
   Attributes:
-    pool: which token is the text (`argmax`: the highest id), mean, attention pooling, or none.
+    pool: which token is the text (`argmax`: the highest id; `eos`: the first `eos_id`, or the first
+      token where there is none), mean, attention pooling, or none.
     causal: tokens look back only.
+    eos_id: for that pooling.
+    pad_id: tokens with this id are hidden from all others; None hides none, as in SigLIP and CLIP.
     num_classes: size of the output projection, or None; `head_bias`: whether it has a bias.
     eps: of every LayerNorm.
   """
@@ -37,6 +40,8 @@ class TextTransformer(nn.Module):
   max_len: int = 64
   pool: str = "last"
   causal: bool = False
+  eos_id: int | None = None
+  pad_id: int | None = None
   num_classes: int | None = None
   head_bias: bool = True
   gelu: str = "tanh"
@@ -64,6 +69,11 @@ class TextTransformer(nn.Module):
     table = self.param("pos_embed", init, (self.max_len, self.width))
     x = embed(tokens) + table[:length].astype(dtype)[None]
     x = nn.Dropout(self.dropout, deterministic=not train)(axes.constrain_batch(x))
+    mask = None
+    if self.pad_id is not None:
+      mask = jnp.broadcast_to(
+        (tokens != self.pad_id)[:, None, None, :], (len(x), 1, length, length)
+      )
     x = Encoder(
       self.depth,
       self.num_heads,
@@ -76,7 +86,7 @@ class TextTransformer(nn.Module):
       dtype,
       self.eps,
       name="encoder",
-    )(x, causal=self.causal, train=train)
+    )(x, mask=mask, causal=self.causal, train=train)
     out = {"tokens": x}
 
     if self.pool == "last":
@@ -87,8 +97,11 @@ class TextTransformer(nn.Module):
       x = jnp.mean(x, axis=1)
     elif self.pool == "argmax":
       x = x[jnp.arange(x.shape[0]), jnp.argmax(tokens, axis=1)]
+    elif self.pool == "eos":
+      x = x[jnp.arange(x.shape[0]), jnp.argmax(tokens == self.eos_id, axis=1)]
     elif self.pool == "map":
-      x = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, self.eps, name="pool")(x)
+      pool = MapPool(self.num_heads, self.mlp_dim, self.gelu, dtype, self.eps, name="pool")
+      x = pool(x, None if mask is None else mask[:, :, :1])
     if self.pool != "none":
       x = out["pooled"] = axes.constrain_batch(x)
     if self.num_classes is not None:
@@ -112,4 +125,8 @@ def make(variant: str | None = None, **kwargs: Any) -> TextTransformer:
     kwargs = {**dict(zip(names, SIZES[variant])), **kwargs}
   model = call(TextTransformer, kwargs, where)
   check(model, where, pool=POOLS)
+  if (model.pool == "eos") != (model.eos_id is not None):
+    raise UserError(
+      f"{where} pool {model.pool!r} with eos_id = {model.eos_id}; one needs the other"
+    )
   return model

@@ -8,14 +8,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vision_like import models
 from big_vision_like.config import UserError, call
-from big_vision_like.models import text_transformer, vit
+from big_vision_like.models import naflex, vit
 
 
 def unit(z: jax.Array) -> jax.Array:
   """[..., E] -> float32 of length 1."""
   z = z.astype(jnp.float32)
   return z / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-8)
+
+
+def pictures(batch: Mapping[str, Any]) -> Any:
+  """What an image tower takes of a batch: `image`, the patches of `patchify_native`, or None."""
+  return naflex.inputs(batch) if "patches" in batch else batch.get("image")
 
 
 class TwoTowers(nn.Module):
@@ -28,12 +34,12 @@ class TwoTowers(nn.Module):
 
   @nn.compact
   def __call__(
-    self, image: jax.Array | None, text: jax.Array | None, *, train: bool = False
+    self, image: Any | None, text: jax.Array | None, *, train: bool = False
   ) -> tuple[jax.Array | None, jax.Array | None, dict[str, jax.Array]]:
     """image [B, H, W, C], text [B, L] int32 -> embeddings [B, E], float32 of length 1, and `out`.
 
-    Either may be None. `out` has `logit_scale`, `logit_bias` (where there is one) and the towers'
-    intermediates as `image/...` and `text/...`.
+    Image is what its tower takes, see `pictures`. Either may be None. `out` has `logit_scale`,
+    `logit_bias` (where there is one) and the towers' intermediates as `image/...` and `text/...`.
     """
     out, embeddings = {}, []
     for name, tower, x in (("image", self.image, image), ("text", self.text, text)):
@@ -57,7 +63,8 @@ class Functions(NamedTuple):
     init: `(rng, batch) -> params, aux`, with an empty aux.
     represent: training embeddings, {"image": [B, E], "text": [B, E]}.
     embed: the same without dropout, and the intermediates.
-    predict: image_embed and text_embed [B, E], l2-normalised, and features, all intermediates.
+    predict: image_embed and text_embed [B, E], l2-normalised, features, all intermediates, and what
+      `vit.predict` has of the image tower.
   """
 
   init: Callable[..., tuple[Any, dict]]
@@ -67,13 +74,16 @@ class Functions(NamedTuple):
 
 
 def functions(model: TwoTowers) -> Functions:
-  """The pure functions of `model` that SigLIP and CLIP share; batches have `image` and `text`."""
+  """The pure functions of `model` that SigLIP and CLIP share.
+
+  Batches have `text` and `image`, or the patches of op `patchify_native`.
+  """
 
   def towers(params, batch, **kwargs):
-    return model.apply({"params": params}, batch.get("image"), batch.get("text"), **kwargs)
+    return model.apply({"params": params}, pictures(batch), batch.get("text"), **kwargs)
 
   def init(rng, batch):
-    return model.init(rng, batch["image"], batch["text"])["params"], {}
+    return model.init(rng, pictures(batch), batch["text"])["params"], {}
 
   def represent(params, aux, batch, rng):
     image, text, _ = towers(params, batch, train=True, rngs={"dropout": rng})
@@ -83,9 +93,10 @@ def functions(model: TwoTowers) -> Functions:
     return towers(params, batch)
 
   predict = {
-    "image_embed": lambda p, aux, batch, rng=None: towers(p, {"image": batch["image"]})[0],
+    "image_embed": lambda p, aux, batch, rng=None: towers(p, batch | {"text": None})[0],
     "text_embed": lambda p, aux, batch, rng=None: towers(p, {"text": batch["text"]})[1],
     "features": lambda p, aux, batch, rng=None: towers(p, batch)[2],
+    **vit.predict(model.image, lambda p, aux: p["image"]),
   }
   return Functions(init, represent, embed, predict)
 
@@ -93,8 +104,11 @@ def functions(model: TwoTowers) -> Functions:
 def make(cfg: Mapping[str, Any]) -> TwoTowers:
   """From `config.model`: image, text (keywords of the towers), embed_dim and the initial values.
 
+  `image.name` is the file of the image tower: vit (the default), or naflex.
+
   Without `embed_dim`, as in SigLIP's released models, the image tower has no projection and the
   text tower projects to the image tower's width. With it, as in CLIP, both project to that size.
+  `text.name` is another text tower than `text_transformer`, such as "bert" or "t5".
   A tower's own `num_classes` wins over either.
 
   Raises:
@@ -110,9 +124,11 @@ def _make(
   temperature_init: float = 10.0,
   bias_init: float | None = -10.0,
 ) -> TwoTowers:
-  image_tower = vit.make(**{"num_classes": embed_dim, **image})
+  image_tower = models.make({"num_classes": embed_dim, **image}, "config.model.image")
   size = image_tower.num_classes or image_tower.width
-  text_tower = text_transformer.make(**{"num_classes": size, **text})
+  text_tower = models.make(
+    {"name": "text_transformer", "num_classes": size, **text}, "config.model.text"
+  )
   text_size = text_tower.num_classes or text_tower.width
   if size != text_size:
     raise UserError(

@@ -89,7 +89,7 @@ def test_linear_probe(shape):
 
 def test_probe_of_nan_scores_zero():
   x, y = np.full((4, 2), np.nan), np.array([0, 1, 0, 1])
-  assert linear_probe.probe(x, y, x, y) == 0.0
+  assert linear_probe.best_probe(x, y, x, y, [{"C": 1.0}], linear_probe.lbfgs)["accuracy"] == 0.0
 
 
 @pytest.mark.parametrize(

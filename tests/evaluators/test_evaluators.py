@@ -117,7 +117,7 @@ def test_several_captions_of_one_image():
       tokens, ids = np.array([[1], [2], [3]]), np.array([70, 70, 50])
       return dict(zimg=z, ztxt=text, tokens=tokens, image_id=ids, index=np.arange(3))
 
-  evaluator = retrieval.Evaluator.__new__(retrieval.Evaluator)
+  evaluator = retrieval.Evaluator(cfg(None, pp=TOKENS), PREDICT, make_mesh(replica=1, fsdp=1))
   evaluator.split = Split()
   found = evaluator.run(STATE)
   # Image 70 finds its second caption first; image 50 finds a caption of 70, its own is second.

@@ -52,16 +52,64 @@ def test_equals_scikit_learn(shape, k, temperature):
   assert scores["pixels"] > 0.95
 
 
+def numpy_vote(train, labels, test, k, temperature):
+  """The protocol in NumPy, one query after the other."""
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  found = []
+  for scores in unit(test) @ unit(train).T:
+    near = np.argsort(-scores)[:k]
+    weight = np.exp(scores[near] / temperature)
+    found.append(max(set(labels), key=lambda c: weight[labels[near] == c].sum()))
+  return found
+
+
+def test_several_k_are_exact_on_8_devices(monkeypatch):
+  """1,003 items do not divide by the devices, 37 queries not by the chunk."""
+  monkeypatch.setattr(knn, "CHUNK", 16)
+  rng = np.random.default_rng(0)
+  train, test = rng.normal(size=(1003, 6)), rng.normal(size=(37, 6))
+  labels, ks = rng.integers(3, 8, size=1003), (1, 10, 200, 2000)
+  for shape in MESHES:
+    found = knn.vote(train, labels, test, ks, 0.07, make_mesh(**shape))
+    for k, y in zip(ks, found):
+      assert list(y) == numpy_vote(train, labels, test, k, 0.07), k
+    value, row = knn.most_similar(train, test, 300, make_mesh(**shape))
+    scores = knn.normalized(test) @ knn.normalized(train).T
+    assert (row == np.argsort(-scores, axis=1)[:, :300]).mean() > 0.999
+    np.testing.assert_allclose(value, -np.sort(-scores, axis=1)[:, :300], atol=1e-6)
+
+
+def test_metric_names_of_several_k():
+  scores = evaluator(MESHES[1], k=(5, 20), pixels=False).run(STATE)
+  one = evaluator(MESHES[1], k=20, pixels=False).run(STATE)
+  assert scores["accuracy@20"] == one["accuracy"]
+  assert scores["accuracy"] == max(scores["accuracy@5"], scores["accuracy@20"])
+  assert set(scores) == {"accuracy", "accuracy@5", "accuracy@20", "rank", "std"}
+  assert set(one) == {"accuracy", "rank", "std"}
+
+
+def test_features_that_are_not_finite_score_zero():
+  found = evaluator(MESHES[1], pixels=False)
+  found.embed = lambda p, a, b, rng=None: jnp.full((len(b["image"]), 2), jnp.nan)
+  scores = found.run(STATE)
+  assert scores["accuracy"] == scores["rank"] == 0.0
+  train = {"x": np.ones((3, 2)), "label": np.ones(3, int)}
+  test = {"x": np.array([[1, 1], [np.nan, 1]]), "label": np.ones(2, int)}
+  assert found._accuracy(train, test) == {20: 0.5}
+
+
 def test_near_neighbours_outvote_many_far_ones():
   """One neighbour at 0 degrees against two at 60: e^(1/T) > 2 e^(0.5/T) only where T is low."""
   at = lambda *degrees: np.stack([(np.cos(a), np.sin(a)) for a in np.deg2rad(degrees)])
   train, labels, test = at(0, 60, 60.001, 180), np.array([7, 3, 3, 5]), at(0)
-  assert knn.vote(train, labels, test, 3, 0.07) == [7]
-  assert knn.vote(train, labels, test, 3, 5.0) == [3]
-  assert knn.vote(train, labels, test, 1, 5.0) == [7]
-  assert knn.vote(train, labels, 10 * test, 100, 5.0) == [3]  # length and a large k do not matter
-  assert knn.vote(train, labels, test, 3, 0.71) == [7]  # they tie at T = 0.5 / log 2 = 0.721
-  assert knn.vote(train, labels, test, 3, 0.73) == [3]
+  mesh = make_mesh(**MESHES[0])
+  vote = lambda test, k, t: knn.vote(train, labels, test, (k,), t, mesh)[0]
+  assert vote(test, 3, 0.07) == [7]
+  assert vote(test, 3, 5.0) == [3]
+  assert vote(test, 1, 5.0) == [7]
+  assert vote(10 * test, 100, 5.0) == [3]  # length and a large k do not matter
+  assert vote(test, 3, 0.71) == [7]  # they tie at T = 0.5 / log 2 = 0.721
+  assert vote(test, 3, 0.73) == [3]
 
 
 def test_effective_rank():

@@ -5,13 +5,14 @@ import pytest
 
 from big_vision_like.config import UserError
 from big_vision_like.layers.patch_embed import PatchEmbed, patchify, unpatchify
-from big_vision_like.layers.pos_embed import resample_pos_embed, rope_2d, sincos_2d
+from big_vision_like.layers.pos_embed import RESAMPLE, resample_pos_embed, rope_2d, sincos_2d
 
 
+@pytest.mark.parametrize("how", RESAMPLE)
 @pytest.mark.parametrize("new", [(2, 3), (8, 8), (7, 5)])
-def test_resample_keeps_a_constant(new):
+def test_resample_keeps_a_constant(new, how):
   table = jnp.broadcast_to(jnp.arange(6.0)[None], (16, 6))
-  out = resample_pos_embed(table, (4, 4), new)
+  out = resample_pos_embed(table, (4, 4), new, how)
   assert out.shape == (new[0] * new[1], 6)
   np.testing.assert_allclose(out, np.broadcast_to(np.arange(6.0), out.shape), atol=1e-5)
 
@@ -34,6 +35,15 @@ def test_resample_same_grid_and_wrong_table():
     resample_pos_embed(table, (4, 4), (2, 2))
 
 
+def test_bicubic_by_hand():
+  """a = -0.75 a quarter of a patch past a centre: w(1.25), w(0.25), w(0.75), w(1.75)."""
+  out = resample_pos_embed(jnp.eye(4), (1, 4), (1, 8), "bicubic")
+  np.testing.assert_allclose(out[3], [-0.10546875, 0.87890625, 0.26171875, -0.03515625], rtol=1e-6)
+  np.testing.assert_allclose(out[0], [1.10546875, -0.10546875, 0, 0], rtol=1e-6)
+  half = resample_pos_embed(jnp.eye(4), (4, 1), (2, 1), "bicubic")  # no wider than four patches
+  np.testing.assert_allclose(half[1], [0, -0.09375, 0.59375, 0.5], atol=1e-6)
+
+
 def test_sincos_2d():
   table = sincos_2d((3, 5), 16).reshape(3, 5, 4, 4)
   np.testing.assert_array_equal(table[:, :, :2], np.broadcast_to(table[:1, :, :2], (3, 5, 2, 4)))
@@ -44,6 +54,19 @@ def test_sincos_2d():
   np.testing.assert_allclose(table[2, 3, 0], np.sin(3 * 1e4 ** -(np.arange(4) / 4)), rtol=1e-6)
   with pytest.raises(UserError, match="multiple of 4, found 18"):
     sincos_2d((2, 2), 18)
+
+
+def test_rope_centred():
+  """A grid of 2 x 1 has its centres at -1/2 and 1/2 down and 0 across; angles are 2 pi times those.
+
+  Pairs (0, 4) and (1, 5) turn by y, with frequencies 1 and 1/10, pairs (2, 6) and (3, 7) by x.
+  """
+  rotate = rope_2d((2, 1), 8, centred=True)
+  turned = lambda i: np.asarray(rotate(jnp.broadcast_to(jnp.eye(8)[i], (1, 2, 1, 8))))[0, :, 0]
+  np.testing.assert_allclose(turned(0)[:, 0], [-1, -1], atol=1e-6)
+  cos, sin = np.cos(np.pi / 10), np.sin(np.pi / 10)
+  np.testing.assert_allclose(turned(1)[:, [1, 5]], [[cos, -sin], [cos, sin]], atol=1e-6)
+  np.testing.assert_allclose(turned(2), np.broadcast_to(np.eye(8)[2], (2, 8)), atol=1e-6)
 
 
 def test_rope_is_relative():

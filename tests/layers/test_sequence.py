@@ -138,6 +138,11 @@ def layers():
   mask = some(2, 1, 7, 7) | np.eye(7, dtype=bool)
   return {
     "encoder": (Encoder(**SIZE), (X,), dict(rope=rope_2d((2, 3), 8, prefix=1))),
+    "DINOv3's encoder": (
+      Encoder(**SIZE, gelu="silu", layer_scale=0.5, gated=True, key_bias=False),
+      (X,),
+      dict(rope=rope_2d((2, 3), 8, prefix=1, centred=True)),
+    ),
     "masked encoder": (Encoder(**SIZE, scan=False), (X,), dict(mask=jnp.asarray(mask))),
     "causal encoder": (Encoder(**SIZE), (X,), dict(causal=True)),
     "decoder": (Decoder(**SIZE), (X, CONTEXT), dict(mask=jnp.asarray(mask))),

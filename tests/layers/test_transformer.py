@@ -138,7 +138,7 @@ def test_remat_keeps_less(params):
 def test_unknown_names():
   with pytest.raises(UserError, match="remat policy 'dot' is unknown; did you mean dots"):
     Encoder(**SIZE, remat="dot").init(jax.random.key(0), X)
-  with pytest.raises(UserError, match="gelu 'erf' is unknown; known: exact, quick, tanh"):
+  with pytest.raises(UserError, match="gelu 'erf' is unknown; known: exact, quick, silu, tanh"):
     Encoder(**SIZE, gelu="erf").init(jax.random.key(0), X)
 
 

@@ -43,3 +43,15 @@ def test_normalize_patches():
   np.testing.assert_allclose(out, (x - x.mean(axis=-1, keepdims=True)) / want_std, atol=1e-5)
   flat, _, std = masked.normalize_patches(jnp.full((1, 2, 4), 0.5))
   assert not np.asarray(flat).any() and np.allclose(std, 1e-3)
+
+
+def test_masked_cross_entropy():
+  """-log softmax at the label, mean over the places of the mask; no place gives 0."""
+  logits = RNG.normal(size=(3, 6, 5))
+  labels = RNG.integers(0, 5, (3, 6))
+  args = (jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
+  log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+  picked = -np.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+  got = masked.masked_cross_entropy(*args, F32[2])
+  np.testing.assert_allclose(got, picked[MASK > 0].mean(), rtol=1e-6)
+  assert masked.masked_cross_entropy(*args, jnp.zeros((3, 6))) == 0

@@ -55,6 +55,16 @@ def log_softmax(x):
   return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
+def test_token_logprob(run):
+  method, params, batch, forward = run
+  text = np.asarray(batch["text"])
+  out = jax.device_get(jax.jit(method.predict["token_logprob"])(params, {}, batch))
+  logprob = log_softmax(np.asarray(forward(batch)[0]))
+  expected = np.take_along_axis(logprob, text[..., None], axis=-1)[..., 0]
+  assert (out["real"] == (text != 0)).all() and out["real"].sum() == LENGTHS.sum()
+  np.testing.assert_allclose(out["logprob"], expected, atol=1e-5)
+
+
 def test_losses_are_the_equations(run):
   method, params, batch, forward = run
   logits, out = jax.device_get(forward(batch))

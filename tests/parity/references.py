@@ -26,6 +26,7 @@ CLASSES = {
   "vit": "ViTForImageClassification",
   "vit_mae": "ViTMAEForPreTraining",
   "siglip": "SiglipModel",
+  "siglip2": "Siglip2Model",
   "clip": "CLIPModel",
   "resnet": "ResNetForImageClassification",
 }
@@ -40,7 +41,7 @@ def load(config: dict):
 
   torch.set_grad_enabled(True)
   config = {**config}
-  cls = getattr(transformers, CLASSES[config["model_type"]])
+  cls = getattr(transformers, families.architecture(config, CLASSES.get(config["model_type"])))
   hf = transformers.AutoConfig.for_model(**config)
   with tempfile.TemporaryDirectory() as folder:
     cls(hf).save_pretrained(folder)  # the names and shapes that published files have

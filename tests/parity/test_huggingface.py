@@ -5,7 +5,6 @@ Weights come from their tensors' names, so that every day only the stored output
 """
 
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +18,9 @@ from big_vision_like.layers import masking
 from big_vision_like.layers.patch_embed import grid_of, patchify
 from big_vision_like.losses import contrastive, masked
 from big_vision_like.models import mae_decoder, resnet, two_towers, vit
-from tests.parity import cases, weights
+from tests.parity import cases, compare, weights
 
-OUTPUTS = pathlib.Path(__file__).parent / "outputs"
 NAMES = list(cases.CONFIGS)
-TOLERANCE = 1e-4  # of the scale of the output, float32
-
-
-def theirs(hf, like):
-  """Name-seeded tensors with the names and shapes that the table says the family has."""
-  family = families.family(hf)
-  constants = family.constants(hf)
-  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-  shapes = tables.to_theirs(family.rules(hf), zeros, sizes=family.sizes(hf))
-  return {k: weights.tensor(k, v.shape) for k, v in shapes.items()} | dict(constants)
 
 
 class Ours:
@@ -103,16 +91,7 @@ class Ours:
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_loss_and_gradient(name, scan):
   ours = Ours(name, scan)
-  family = families.family(ours.hf)
-  tensors, rules = theirs(ours.hf, ours.like), family.rules(ours.hf)
-  constants = family.constants(ours.hf)
-  variables = tables.to_ours(rules, tensors, ours.like, constants=constants)
-
-  back = tables.to_theirs(rules, variables, sizes=family.sizes(ours.hf), constants=constants)
-  assert back.keys() == tensors.keys()
-  for key in back:  # the way back is equal to the bit
-    np.testing.assert_array_equal(back[key], tensors[key], err_msg=key)
-
+  variables = compare.there_and_back(ours.hf, ours.like)
   trained = variables["params"] if ours.kind == "resnet" else variables
   whole = lambda p: {**variables, "params": p} if ours.kind == "resnet" else p
 
@@ -120,20 +99,13 @@ def test_outputs_loss_and_gradient(name, scan):
     out = ours.outputs(whole(p))
     return out["loss"], out
 
-  (_, got), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained)
-  got["grad_norm"] = optax.tree.norm(grads)
-  stored = json.loads((OUTPUTS / f"{name}.json").read_text())
-  assert got.keys() == stored.keys()
-  for key, value in got.items():
-    want = np.asarray(stored[key])
-    atol = TOLERANCE * np.abs(want).max()
-    np.testing.assert_allclose(value, want, rtol=0, atol=atol, err_msg=key)
+  compare.with_stored(name, loss, trained)
 
 
 def test_what_does_not_fit_is_named():
   ours = Ours("vit", True)
   rules = families.family(ours.hf).rules(ours.hf)
-  tensors = theirs(ours.hf, ours.like)
+  tensors = compare.theirs(ours.hf, ours.like)
   broken = {k: v for k, v in tensors.items() if "layernorm.bias" not in k} | {"extra": np.ones(2)}
   broken["classifier.bias"] = np.ones(7, np.float32)
   with pytest.raises(UserError) as e:

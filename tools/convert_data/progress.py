@@ -1,4 +1,4 @@
-"""The line people watch while a data set is converted."""
+"""The line people watch while a data set is converted or embedded."""
 
 import sys
 import time
@@ -8,8 +8,10 @@ from typing import Any
 class Progress:
   """A bar on a terminal, else a plain line every few seconds and at the end."""
 
-  def __init__(self, total: int, done: int, plain_every_seconds: float = 5.0):
-    self.total, self.first, self.every = total, done, plain_every_seconds
+  def __init__(
+    self, total: int, done: int, plain_every_seconds: float = 5.0, name: str = "convert"
+  ):
+    self.total, self.first, self.every, self.name = total, done, plain_every_seconds, name
     self._began = self._printed = time.monotonic()
     self._bar: Any = None
 
@@ -21,7 +23,7 @@ class Progress:
       columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
       self._bar = Bar(*columns)
       self._bar.start()
-      self._task = self._bar.add_task("convert", total=self.total, completed=self.first, said="")
+      self._task = self._bar.add_task(self.name, total=self.total, completed=self.first, said="")
     return self
 
   def __exit__(self, *_: Any) -> None:

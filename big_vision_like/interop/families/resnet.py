@@ -39,4 +39,29 @@ def _resnet_model(hf: HF) -> dict[str, Any]:
   return dict(bottleneck=bottleneck, stages=tuple(hf["depths"]), width=width, stem="imagenet")
 
 
-FAMILIES = {"resnet": Family(_resnet_model, _resnet, ignore=r".*\.num_batches_tracked")}
+def _resnet_config(model: Any, channels: int) -> dict[str, Any]:
+  widths = [model.width * (4 if model.bottleneck else 1) * 2**s for s in range(len(model.stages))]
+  head = model.num_classes is not None
+  hf = dict(
+    model_type="resnet",
+    architectures=["ResNetForImageClassification" if head else "ResNetModel"],
+    embedding_size=model.width,
+    hidden_sizes=widths,
+    depths=list(model.stages),
+    layer_type="bottleneck" if model.bottleneck else "basic",
+    hidden_act="relu",
+    num_channels=channels,
+  )
+  labels = {str(i): f"LABEL_{i}" for i in range(model.num_classes or 0)}
+  return hf | ({"id2label": labels} if head else {})
+
+
+FAMILIES = {
+  "resnet": Family(
+    _resnet_model,
+    _resnet,
+    ignore=r".*\.num_batches_tracked",
+    kind="resnet",
+    config=_resnet_config,
+  )
+}

@@ -1,8 +1,19 @@
-"""SigLIP and CLIP: an image and a text tower."""
+"""SigLIP and CLIP: an image and a text tower. Images of another size resample the positions."""
 
 from typing import Any
 
-from big_vision_like.interop.families import HF, PATCH, Family, image, patch_sizes, transformer
+from big_vision_like.interop.families import (
+  HF,
+  PATCH,
+  Family,
+  image,
+  image_config,
+  patch_sizes,
+  square,
+  transformer,
+  transformer_config,
+  whole_patches,
+)
 from big_vision_like.interop.tables import Rule, dense, norm
 
 
@@ -34,7 +45,18 @@ def _two_towers(hf: HF) -> list[Rule]:
   ]
 
 
-def _siglip(hf: HF) -> list[Rule]:
+SIGLIP = dict(
+  hidden_size=768,
+  num_hidden_layers=12,
+  num_attention_heads=12,
+  intermediate_size=3072,
+  layer_norm_eps=1e-6,
+  hidden_act="gelu_pytorch_tanh",
+)
+
+
+def siglip(hf: HF) -> list[Rule]:
+  """SigLIP, and SigLIP 2 at a fixed size."""
   pool, ours = "vision_model.head", "image/pool"
   qkv = lambda leaf: tuple(f"{ours}/attn/{part}/{leaf}" for part in ("query", "key", "value"))
   return [
@@ -54,22 +76,19 @@ def _siglip(hf: HF) -> list[Rule]:
   ]
 
 
+def siglip_text(hf: HF) -> dict[str, Any]:
+  """The text tower; the last token is the text, padding is seen like any other token."""
+  text = {**SIGLIP, "vocab_size": 32_000, "max_position_embeddings": 64, **hf["text_config"]}
+  return transformer(text) | dict(
+    vocab_size=text["vocab_size"], max_len=text["max_position_embeddings"], pool="last"
+  )
+
+
 def _siglip_model(hf: HF) -> dict[str, Any]:
-  base = dict(
-    hidden_size=768,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    intermediate_size=3072,
-    layer_norm_eps=1e-6,
-    hidden_act="gelu_pytorch_tanh",
-  )
-  text = {**base, "vocab_size": 32_000, "max_position_embeddings": 64, **hf["text_config"]}
-  vision = {**base, "patch_size": 16, "image_size": 224, **hf["vision_config"]}
-  return dict(
-    image=image(vision) | dict(pool="map"),
-    text=transformer(text)
-    | dict(vocab_size=text["vocab_size"], max_len=text["max_position_embeddings"], pool="last"),
-  )
+  vision = {**SIGLIP, "patch_size": 16, "image_size": 224, **hf["vision_config"]}
+  size = whole_patches(vision["image_size"], vision["patch_size"])  # so400m/14 at 384
+  tower = dict(pool="map", pos_resample="bicubic", image_size=size)
+  return dict(image=image(vision) | tower, text=siglip_text(hf))
 
 
 def _clip(hf: HF) -> list[Rule]:
@@ -92,22 +111,50 @@ def _clip_model(hf: HF) -> dict[str, Any]:
   vision = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, patch_size=32)
   vision = {**base, **vision, "image_size": 224, **hf["vision_config"]}
   tower = dict(pool="cls", cls_pos=True, pre_norm=True, patch_bias=False, head_bias=False)
+  tower["pos_resample"] = "bicubic"
+  # The highest id is the end of text, save where a config says that it is another (2: it lies).
+  end, last = text.get("eos_token_id", 49_407), text["vocab_size"] - 1
+  pool = dict(pool="argmax") if end in (2, last) else dict(pool="eos", eos_id=end)
   return dict(
     image=image(vision) | tower,
     text=transformer(text)
     | dict(vocab_size=text["vocab_size"], max_len=text["max_position_embeddings"])
-    | dict(pool="argmax", causal=True, head_bias=False),
+    | pool
+    | dict(causal=True, head_bias=False),
     embed_dim=hf.get("projection_dim", 512),
     bias_init=None,
   )
 
 
+def _towers_config(model: Any, channels: int) -> dict[str, Any]:
+  """What SigLIP and CLIP share; their image and patch sizes are one number."""
+  square(model.image.image_size, "config.model.image.image_size")
+  square(model.image.patch_size, "config.model.image.patch_size")
+  text = transformer_config(model.text)
+  text |= dict(vocab_size=model.text.vocab_size, max_position_embeddings=model.text.max_len)
+  return dict(text_config=text, vision_config=image_config(model.image, channels))
+
+
+def _siglip_config(model: Any, channels: int) -> dict[str, Any]:
+  hf = _towers_config(model, channels)
+  hf["text_config"] |= dict(projection_size=model.image.width, bos_token_id=None, eos_token_id=None)
+  return dict(model_type="siglip", architectures=["SiglipModel"]) | hf
+
+
+def _clip_config(model: Any, channels: int) -> dict[str, Any]:
+  """The end of the text is where the id is highest, which they say by the id 2."""
+  hf = _towers_config(model, channels)
+  hf["text_config"] |= dict(bos_token_id=None, eos_token_id=2)
+  own = dict(model_type="clip", architectures=["CLIPModel"], projection_dim=model.image.num_classes)
+  return own | hf
+
+
+_sizes = lambda hf: patch_sizes(hf["vision_config"])
+_TOWERS = dict(kind="two_towers")
+
 FAMILIES = {
-  "siglip": Family(_siglip_model, _siglip, lambda hf: patch_sizes(hf["vision_config"])),
+  "siglip": Family(_siglip_model, siglip, _sizes, config=_siglip_config, **_TOWERS),
   "clip": Family(
-    _clip_model,
-    _clip,
-    lambda hf: patch_sizes(hf["vision_config"]),
-    ignore=r".*\.position_ids",
+    _clip_model, _clip, _sizes, ignore=r".*\.position_ids", config=_clip_config, **_TOWERS
   ),
 }

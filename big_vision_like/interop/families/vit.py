@@ -9,14 +9,16 @@ from big_vision_like.interop.families import (
   PATCH,
   Family,
   image,
+  image_config,
   pair,
   patch_sizes,
   transformer,
+  transformer_config,
 )
 from big_vision_like.interop.tables import Rule, Tensors, dense, norm
 from big_vision_like.layers.pos_embed import sincos_2d
 
-_VIT = dict(
+VIT = dict(
   hidden_size=768,
   num_hidden_layers=12,
   num_attention_heads=12,
@@ -27,8 +29,8 @@ _VIT = dict(
 )
 
 
-def _vit_blocks(theirs: str, ours: str) -> list[Rule]:
-  """The encoder layers of ViT, DeiT and ViT-MAE."""
+def vit_blocks(theirs: str, ours: str) -> list[Rule]:
+  """The encoder layers of ViT, DeiT, I-JEPA and ViT-MAE."""
   return [
     *norm(f"{theirs}.layernorm_before", f"{ours}/ln1"),
     *dense(f"{theirs}.attention.attention.query", f"{ours}/attn/query"),
@@ -55,7 +57,7 @@ def _vit(hf: HF) -> list[Rule]:
   return [
     *_vit_stem(),
     Rule("vit.embeddings.position_embeddings", pos, "1 N D -> N D", axis=1),
-    *_vit_blocks("vit.encoder.layer.{i}", "encoder/block_{i}"),
+    *vit_blocks("vit.encoder.layer.{i}", "encoder/block_{i}"),
     *norm("vit.layernorm", "encoder/norm"),
     *dense("classifier", "head"),
   ]
@@ -64,11 +66,11 @@ def _vit(hf: HF) -> list[Rule]:
 def _mae(hf: HF) -> list[Rule]:
   return [
     *_vit_stem("encoder/"),
-    *_vit_blocks("vit.encoder.layer.{i}", "encoder/encoder/block_{i}"),
+    *vit_blocks("vit.encoder.layer.{i}", "encoder/encoder/block_{i}"),
     *norm("vit.layernorm", "encoder/encoder/norm"),
     *dense("decoder.decoder_embed", "decoder/embed"),
     Rule("decoder.mask_token", "decoder/mask_token", "1 1 D -> 1 D"),
-    *_vit_blocks("decoder.decoder_encoder.layer.{i}", "decoder/decoder/block_{i}"),
+    *vit_blocks("decoder.decoder_encoder.layer.{i}", "decoder/decoder/block_{i}"),
     *norm("decoder.decoder_norm", "decoder/decoder/norm"),
     *dense("decoder.decoder_pred", "decoder/pred"),
   ]
@@ -91,11 +93,36 @@ def _mae_tables(hf: HF) -> Tensors:
 def _mae_model(hf: HF) -> dict[str, Any]:
   decoder = {k[8:]: v for k, v in hf.items() if k.startswith("decoder_")}
   decoder |= {"layer_norm_eps": hf["layer_norm_eps"], "hidden_act": hf.get("hidden_act", "gelu")}
-  model = image(hf, **_VIT) | dict(pool="cls", pos_embed="sincos2d_moco")
+  model = image(hf, **VIT) | dict(pool="cls", pos_embed="sincos2d_moco")
   return dict(model=model, decoder=transformer(decoder))
 
 
+def _vit_config(model: Any, channels: int) -> dict[str, Any]:
+  head = model.num_classes is not None
+  hf = dict(model_type="vit", architectures=["ViTForImageClassification" if head else "ViTModel"])
+  if head:
+    hf["id2label"] = {str(i): f"LABEL_{i}" for i in range(model.num_classes)}
+  return hf | image_config(model, channels)
+
+
+def _mae_config(model: Any, channels: int) -> dict[str, Any]:
+  """Shared epsilon and GELU are the encoder's."""
+  decoder = transformer_config(model.decoder)
+  sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
+  return (
+    dict(model_type="vit_mae", architectures=["ViTMAEForPreTraining"])
+    | image_config(model.encoder, channels)
+    | {f"decoder_{k}": decoder[k] for k in sizes}
+  )
+
+
 FAMILIES = {
-  "vit": Family(lambda hf: image(hf, **_VIT) | dict(pool="cls", cls_pos=True), _vit, patch_sizes),
-  "vit_mae": Family(_mae_model, _mae, patch_sizes, _mae_tables),
+  "vit": Family(
+    lambda hf: image(hf, **VIT) | dict(pool="cls", cls_pos=True),
+    _vit,
+    patch_sizes,
+    ignore=r"vit\.pooler\..*",  # of bare encoders, behind the output
+    config=_vit_config,
+  ),
+  "vit_mae": Family(_mae_model, _mae, patch_sizes, _mae_tables, kind="mae", config=_mae_config),
 }

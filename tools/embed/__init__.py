@@ -1,0 +1,1 @@
+"""Embeddings of a folder of images, or of any data source, by a trained model."""
