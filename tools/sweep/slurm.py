@@ -1,4 +1,4 @@
-"""Runs as a SLURM array job: a list of scripts, and a batch script that takes a line of it."""
+"""Runs as a SLURM array job: a list of scripts, and a batch script whose tasks take one each."""
 
 import pathlib
 import shlex
@@ -18,9 +18,9 @@ SCRIPT = """#!/usr/bin/env bash
 #SBATCH --signal=B:TERM@120
 {options}
 cd {root}
-line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {todo})
+run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {todo})
 # The signal comes to this shell: it is passed on, the run saves its state and exits with {requeue}.
-srun bash -c "$line" & child=$!
+srun bash "$run" & child=$!
 trap 'kill -TERM $child' TERM
 wait $child; code=$?
 if [ $code -gt 128 ]; then wait $child; code=$?; fi
@@ -34,7 +34,7 @@ exit $code
 def write(
   runs: Sequence[Run], out: pathlib.Path, *, name: str, at_once: int, options: Sequence[str]
 ) -> pathlib.Path:
-  """`slurm.sh`, and `todo.txt` with a line for each run; returns the script.
+  """`slurm.sh`, and `todo.txt` with a line for each run, the script of it; returns `slurm.sh`.
 
   Args:
     runs: those to be run, and no others.
@@ -44,7 +44,10 @@ def write(
     options: `#SBATCH` arguments such as `--partition=gpu`, `--gpus-per-task=8`.
   """
   todo, script = out / "todo.txt", out / "slurm.sh"
-  files.write(todo, "".join(run.script() + "\n" for run in runs).encode())
+  scripts = [out / "slurm" / f"{run.id}.sh" for run in runs]
+  for path, run in zip(scripts, runs):
+    files.write(path, (run.script() + "\n").encode())
+  files.write(todo, "".join(f"{path.resolve()}\n" for path in scripts).encode())
   text = SCRIPT.format(
     name=name,
     last=len(runs) - 1,
