@@ -117,10 +117,10 @@ def test_local_runs_what_is_missing(sweep, tmp_path, capsys):
   assert "2 done, 0 running, 2 failed of 4" in out
   assert f"failed {runs[2].id} (exit code 7)" in out and "    it broke here" in out
   assert json.loads((runs[0].folder / "summary.json").read_text()) == {
-    "total_steps": 4,
+    "total_steps": 200,
     "input.batch_size": 32,
     "params": 1,
-    "examples": 4,
+    "examples": 200,
     "flops": 2.0,
   }
   for run in runs[2:]:
