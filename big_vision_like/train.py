@@ -34,6 +34,7 @@ from big_vision_like import (
   optim,
   sharding,
   step,
+  tree,
 )
 from big_vision_like import config as config_lib
 from big_vision_like import init_from as init
@@ -369,8 +370,23 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
       write_pictures(evaluators, state, workdir, writer, total)
     ledger.finish()
     if lead:
+      (workdir / "summary.json").write_text(json.dumps(summary(built), indent=1))
       print(goodput.told(ledger.seconds()), flush=True)
   return state
+
+
+def summary(built: Built) -> dict[str, Any]:
+  """What a finished run was, for scaling laws: its size, its length, its compute."""
+  config, steps = built.config, built.total_steps
+  return {
+    "params": tree.num_params(built.abstract.params),
+    "examples": steps * config.input.batch_size,
+    "flops": model_flops(built) * steps,
+    "steps": steps,
+    "batch_size": config.input.batch_size,
+    "method": config.method,
+    "seed": config.seed,
+  }
 
 
 def next_batch(batches: pipeline.prefetch_to_device, running: Any, ledger: goodput.Ledger) -> Any:

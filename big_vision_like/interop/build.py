@@ -49,16 +49,8 @@ def _init_one(model: nn.Module, channels: int) -> Any:
 
 
 def _init_towers(model: two_towers.TwoTowers, channels: int) -> Any:
-  if isinstance(model.image, naflex.NaFlex):  # reads patches, not pixels
-    one = lambda *shape: jnp.ones((1, *shape), jnp.int32)
-    image = naflex.inputs(
-      dict(
-        patches=jnp.zeros((1, 1, channels)),
-        patch_mask=one(1),
-        patch_positions=one(1, 2),
-        patch_grid=one(2),
-      )
-    )
+  if isinstance(model.image, naflex.NaFlex):
+    image = naflex.example(model.image, channels)
   else:
     image = jnp.zeros((1, *model.image.image_size, channels))
   return model.init(jax.random.key(0), image, jnp.zeros((1, model.text.max_len), jnp.int32))
@@ -126,10 +118,8 @@ def like(hf: HF, tensors: tables.Tensors | None = None) -> Any:
 
 
 def channels(hf: HF) -> int:
-  """Of the images, three by default; of a model that reads patches, the numbers of one."""
-  vision = hf.get("vision_config", hf)
-  of_pixel = vision.get("num_channels", 3)
-  return of_pixel * vision["patch_size"] ** 2 if hf.get("model_type") == "siglip2" else of_pixel
+  """Of the images, three by default."""
+  return hf.get("vision_config", hf).get("num_channels", 3)
 
 
 def leaves(hf: HF, tensors: tables.Tensors) -> tables.Leaves:
