@@ -10,7 +10,8 @@ PACKAGE = "big_vision_like"
 
 # Room -> floor; a room may import rooms of lower floors only.
 FLOORS = {
-  **dict.fromkeys(("config", "tree", "axes", "metrics", "goodput", "flops", "photometric"), 0),
+  **dict.fromkeys(("config", "tree", "axes", "metrics", "goodput", "flops"), 0),
+  **dict.fromkeys(("photometric", "sweeps"), 0),
   **dict.fromkeys(("layers", "losses", "input", "augment", "generation", "schedules"), 1),
   **dict.fromkeys(("models", "optim"), 2),
   **dict.fromkeys(("method", "transforms"), 3),

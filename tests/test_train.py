@@ -62,6 +62,13 @@ def test_loss_is_finite_and_logged_once(whole):
   assert np.isfinite(losses(workdir)).all()
 
 
+def test_summary_of_a_finished_run(whole):
+  found = json.loads((whole[0] / "summary.json").read_text())
+  assert found["steps"] == 6 and found["examples"] == 6 * 16 and found["method"] == "siglip"
+  assert found["params"] == sum(x.size for x in jax.tree.leaves(whole[1].params))
+  assert found["flops"] > 6 * found["examples"] * 1000
+
+
 def test_preempted_and_resumed_to_the_bit(whole, tmp_path, monkeypatch, capsys):
   began = time.time()
   interrupted(tmp_path, 3, monkeypatch)
