@@ -18,6 +18,7 @@ from big_vision_like import goodput, tree
 from big_vision_like import train as trainer
 from big_vision_like.config import Durations, UserError, wrap
 from tests import tiny
+from tools import export
 
 MESH1 = {"replica": 1, "fsdp": 8, "tensor": 1, "sequence": 1}
 MESH2 = {"replica": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
@@ -147,11 +148,17 @@ def test_a_finished_run_does_nothing(whole):
   assert [f.read_text() for f in files] == before
 
 
-def test_init_from_another_run(whole, tmp_path):
+@pytest.mark.parametrize("form", ["run", "npz"])
+def test_init_from_another_run(whole, tmp_path, form):
   """A fine-tuning run starts where the other ended; its optimizer and step start anew."""
-  init_from = {"params/image": f"{whole[0]}::params/image"}
-  trainer.train(tiny.config(2, init_from=init_from, optim__lr=1e-9), tmp_path)
-  _, _, state, _ = trainer.restore(tmp_path)
+  source = f"{whole[0]}::params/image"
+  if form == "npz":
+    export.main(["--workdir", str(whole[0]), "--format", "npz", "--out", str(tmp_path / "out")])
+    source = f"{tmp_path / 'out' / 'params.npz'}::image"
+  workdir, init_from = tmp_path / "run", {"params/image": source}
+  trainer.train(tiny.config(2, init_from=init_from, optim__lr=1e-9), workdir)
+  assert "taken" in (workdir / "init_from.txt").read_text()
+  _, _, state, _ = trainer.restore(workdir)
   a, b = tree.flatten(state.params), tree.flatten(whole[1].params)
   for name in a:
     if name.startswith("image/"):  # two steps at a rate of 1e-9 move nothing that shows
