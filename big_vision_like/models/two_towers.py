@@ -20,8 +20,8 @@ def unit(z: jax.Array) -> jax.Array:
 
 
 def pictures(batch: Mapping[str, Any]) -> Any:
-  """What an image tower takes of a batch: `image`, the patches of `patchify_native`, or None."""
-  return naflex.inputs(batch) if "patches" in batch else batch.get("image")
+  """What an image tower takes of a batch: `image`, or the patches of `patchify_native`."""
+  return naflex.inputs(batch) if "patches" in batch else batch["image"]
 
 
 class TwoTowers(nn.Module):
@@ -79,23 +79,28 @@ def functions(model: TwoTowers) -> Functions:
   Batches have `text` and `image`, or the patches of op `patchify_native`.
   """
 
-  def towers(params, batch, **kwargs):
-    return model.apply({"params": params}, pictures(batch), batch.get("text"), **kwargs)
+  def towers(params, image, text, **kwargs):
+    return model.apply({"params": params}, image, text, **kwargs)
 
   def init(rng, batch):
     return model.init(rng, pictures(batch), batch["text"])["params"], {}
 
   def represent(params, aux, batch, rng):
-    image, text, _ = towers(params, batch, train=True, rngs={"dropout": rng})
+    both = pictures(batch), batch["text"]
+    image, text, _ = towers(params, *both, train=True, rngs={"dropout": rng})
     return {"image": image, "text": text}
 
   def embed(params, aux, batch, rng=None):
-    return towers(params, batch)
+    return towers(params, pictures(batch), batch["text"])
+
+  def features(params, aux, batch, rng=None):
+    image = pictures(batch) if batch.keys() & {"image", "patches"} else None
+    return towers(params, image, batch.get("text"))[2]
 
   predict = {
-    "image_embed": lambda p, aux, batch, rng=None: towers(p, batch | {"text": None})[0],
-    "text_embed": lambda p, aux, batch, rng=None: towers(p, {"text": batch["text"]})[1],
-    "features": lambda p, aux, batch, rng=None: towers(p, batch)[2],
+    "image_embed": lambda p, aux, batch, rng=None: towers(p, pictures(batch), None)[0],
+    "text_embed": lambda p, aux, batch, rng=None: towers(p, None, batch["text"])[1],
+    "features": features,
     **vit.predict(model.image, lambda p, aux: p["image"]),
   }
   return Functions(init, represent, embed, predict)

@@ -42,8 +42,8 @@ def kernels_of(kind: str) -> Iterator[None]:
   """
   plain = attention.attention
 
-  def flash(q, k, v, *, mask=None, causal=False, impl=None):
-    fn = lambda q, k, v: plain(q, k, v, mask=mask, causal=causal, impl="xla")
+  def flash(q, k, v, *, mask=None, impl=None, **how):
+    fn = lambda q, k, v: plain(q, k, v, mask=mask, impl="xla", **how)
     cudnn = (impl or attention.pick(q, k, mask, "gpu")) == "cudnn"
     return jax.checkpoint(fn)(q, k, v) if cudnn else fn(q, k, v)
 

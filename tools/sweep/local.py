@@ -58,9 +58,8 @@ def _start(run: Run, slot: dict[str, str]) -> subprocess.Popen:
   prepare(run)
   slot = dict(slot)
   cores = {int(c) for c in slot.pop("cores").split(",")}
-  return subprocess.Popen(
-    ["bash", "-c", run.script()],
-    env={**os.environ, **slot},
-    start_new_session=True,
-    preexec_fn=lambda: os.sched_setaffinity(0, cores),
+  process = subprocess.Popen(
+    ["bash", "-c", run.script()], env={**os.environ, **slot}, start_new_session=True
   )
+  os.sched_setaffinity(process.pid, cores)  # what the shell starts inherits it
+  return process
