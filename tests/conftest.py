@@ -14,8 +14,18 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
+
+# The same examples every time, on however busy a machine: what fails once fails again.
+hypothesis.settings.register_profile(
+  "repeated",
+  derandomize=True,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeated")
 
 # From here on jaxtyping annotations of the package are checked by beartype at every call.
 install_import_hook("big_vision_like.losses", "beartype.beartype")

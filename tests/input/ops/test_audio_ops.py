@@ -116,7 +116,7 @@ def test_bad_data():
   assert kind(broken) == "NaN audio"
 
 
-@hypothesis.settings(max_examples=60, deadline=None, database=None)
+@hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(
   format=strategies.sampled_from(["WAV", "FLAC", "OGG", "AIFF"]),
   at=strategies.floats(0, 1),

@@ -211,7 +211,7 @@ def test_a_playlist_opens_nothing(tmp_path, files):
   assert kind(f"ffconcat version 1.0\nfile '{tmp_path}/a.ts'\n".encode()) == "not a video"
 
 
-@hypothesis.settings(max_examples=60, deadline=None, database=None)
+@hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(
   name=strategies.sampled_from(list(FORMATS)),
   at=strategies.floats(0, 1),
