@@ -16,7 +16,7 @@ from big_vision_like.layers import fused
 from big_vision_like.layers.attention import MultiHeadAttention
 from big_vision_like.layers.mlp import Mlp
 from big_vision_like.layers.sequence import cut_tokens, pad_tokens
-from big_vision_like.layers.transformer import rematted
+from big_vision_like.layers.stack import rematted
 
 Cache = Mapping[str, Any]
 

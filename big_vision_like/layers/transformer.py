@@ -1,11 +1,8 @@
 """The pre-norm transformer encoder that image and text towers share, and attention pooling."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from big_vision_like import axes
 from big_vision_like.config import UserError, unknown
@@ -15,22 +12,8 @@ from big_vision_like.layers.drop_path import DropPath
 from big_vision_like.layers.mlp import GELU, Mlp
 from big_vision_like.layers.probe_attention import ProbeAttention
 from big_vision_like.layers.sequence import cut_tokens, pad_tokens
+from big_vision_like.layers.stack import REMAT, stacked
 
-# What the backward pass keeps of a block beside its input; the rest is computed again.
-# experiments/performance/remat.md has bytes and FLOPs of each, and which to choose when.
-_keep = jax.checkpoint_policies
-REMAT = {
-  # All that autodiff asks for: also norms, the softmax and what lies between its casts.
-  "none": None,
-  # All products, also the N x N scores of attention.
-  "dots": _keep.dots_saveable,
-  # Products with parameters: query, key, value, out, up. No norm, no gelu, no N x N scores.
-  "dots_no_batch": _keep.dots_with_no_batch_dims_saveable,
-  # The MLP's hidden layer before its gelu.
-  "up": _keep.save_only_these_names("up"),
-  # Nothing.
-  "full": _keep.nothing_saveable,
-}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -51,21 +34,6 @@ def check(model: nn.Module, where: str, **choices: tuple[str, ...]) -> None:
       raise unknown(f"{where} {key}", getattr(model, key), known)
   if model.width % model.num_heads:
     raise UserError(f"{where} width {model.width} is not a multiple of {model.num_heads} heads")
-
-
-def rematted(block: Any, policy: str, *, scan: bool, static: tuple[int, ...]) -> Any:
-  """`block` whose backward pass keeps what `policy` says; `static` arguments are not traced.
-
-  Raises:
-    UserError: an unknown policy.
-  """
-  if policy not in REMAT:
-    raise unknown("remat policy", policy, list(REMAT))
-  if policy == "none":
-    return block
-  # Argument 0 is the module itself.
-  static = tuple(i + 1 for i in static)
-  return nn.remat(block, policy=REMAT[policy], prevent_cse=not scan, static_argnums=static)
 
 
 class Block(nn.Module):
@@ -144,27 +112,13 @@ class Encoder(nn.Module):
     """[B, N, D] -> [B, N, D]; mask [B, 1, N, N] is True where a token may look."""
     length = x.shape[1]
     x, mask = pad_tokens(x, mask)
-    block = rematted(Block, self.remat, scan=self.scan, static=(3, 4, 5))  # rope, causal, train
     if self.gelu not in GELU:
       raise unknown("gelu", self.gelu, list(GELU))
     args = (self.num_heads, self.mlp_dim, self.gelu, self.dropout, self.dtype, self.eps)
     args += (self.layer_scale, self.gated, self.qkv_bias, self.key_bias)
-    rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
-    drops = bool(self.drop_path) and train
-    if self.scan:
-      stack = nn.scan(
-        block,
-        variable_axes={"params": 0, "intermediates": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(0 if drops else nn.broadcast, *[nn.broadcast] * 4),
-        length=self.depth,
-      )
-      rate = jnp.asarray(rates) if drops else None
-      x, _ = stack(*args, name="blocks")(x, rate, mask, rope, causal, train)
-    else:
-      for i in range(self.depth):
-        rate = float(rates[i]) if drops else None
-        x, _ = block(*args, name=f"block_{i}")(x, rate, mask, rope, causal, train)
+    how = dict(depth=self.depth, scan=self.scan, remat=self.remat, drop_path=self.drop_path)
+    rest = (mask, rope, causal)
+    x = stacked(Block, args, x, *rest, static=(1, 2), train=train, **how)
     if self.final_norm:
       x = fused.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(x)
     return cut_tokens(x, length)

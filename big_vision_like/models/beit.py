@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vision_like import axes
-from big_vision_like.config import UserError, call, unknown
+from big_vision_like import axes, models
+from big_vision_like.config import UserError, call
 from big_vision_like.layers import fused
 from big_vision_like.layers import pos_embed as pos
 from big_vision_like.layers.attention import MultiHeadAttention
@@ -173,9 +173,7 @@ class BEiT(nn.Module):
     return x, out
 
 
-def make(
-  variant: str | None = None, *, patch_size: int | tuple[int, int] | None = None, **kwargs: Any
-) -> BEiT:
+def make(variant: str | None = None, **kwargs: Any) -> BEiT:
   """A BEiT from a name such as "B/16" or "L/16", other attributes by keyword, as in `vit.make`.
 
   Raises:
@@ -183,18 +181,7 @@ def make(
       that the heads, or an image that the patch, does not divide.
   """
   where = "config.model: BEiT"
-  if variant is not None:
-    size, _, patch = variant.partition("/")
-    if size not in SIZES:
-      raise unknown(f"{where} variant", size, list(SIZES))
-    if patch and not patch.isdigit():
-      raise UserError(f"{where} variant {variant!r}: the patch is not a number; write 'B/16'")
-    kwargs = {**dict(zip(("width", "depth", "mlp_dim", "num_heads"), SIZES[size])), **kwargs}
-    patch_size = patch_size or (int(patch) if patch else None)
-  for key, size in (("patch_size", patch_size), ("image_size", kwargs.get("image_size"))):
-    if size is not None:
-      kwargs[key] = (size,) * 2 if isinstance(size, int) else tuple(size)
-  model = call(BEiT, kwargs, where)
+  model = call(BEiT, models.of_image(variant, kwargs, SIZES, where), where)
   check(model, where, pool=POOLS, pos_embed=POSITIONS)
   grid_of(*model.image_size, model.patch_size)
   return model

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vision_like import axes
-from big_vision_like.config import UserError, call, unknown
+from big_vision_like import axes, models
+from big_vision_like.config import UserError, call
 from big_vision_like.layers import fused
 from big_vision_like.layers.attention import MultiHeadAttention, xavier
 from big_vision_like.layers.mlp import GELU, Mlp
@@ -150,11 +150,7 @@ def make(variant: str | None = None, **kwargs: Any) -> Bert:
       heads do not divide; an MLM head and classes at once.
   """
   where = "config.model: BERT"
-  if variant is not None:
-    if variant not in SIZES:
-      raise unknown(f"{where} variant", variant, list(SIZES))
-    kwargs = {**dict(zip(("width", "depth", "mlp_dim", "num_heads"), SIZES[variant])), **kwargs}
-  model = call(Bert, kwargs, where)
+  model = call(Bert, models.of_size(variant, kwargs, SIZES, where), where)
   check(model, where, pool=POOLS)
   if model.mlm and model.num_classes is not None:
     raise UserError(f"{where} mlm = true and num_classes = {model.num_classes}; choose one head")

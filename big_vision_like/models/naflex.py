@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vision_like import axes
-from big_vision_like.config import UserError, call, unknown
+from big_vision_like import axes, models
+from big_vision_like.config import UserError, call
 from big_vision_like.layers import fused
 from big_vision_like.layers import pos_embed as pos
 from big_vision_like.layers.transformer import Encoder, MapPool, check
@@ -138,9 +138,7 @@ class PatchProjection(nn.Module):
     return fused.Dense(self.width, dtype=self.dtype, name="proj")(patches)
 
 
-def make(
-  variant: str | None = None, *, patch_size: int | tuple[int, int] | None = None, **kwargs: Any
-) -> NaFlex:
+def make(variant: str | None = None, **kwargs: Any) -> NaFlex:
   """A model from a name such as "B/16" or "B", other attributes by keyword, as `vit.make`.
 
   Raises:
@@ -148,17 +146,6 @@ def make(
       not a number; a width that the heads do not divide.
   """
   where = "config.model: NaFlex"
-  if variant is not None:
-    size, _, patch = variant.partition("/")
-    if size not in SIZES:
-      raise unknown(f"{where} variant", size, list(SIZES))
-    if patch and not patch.isdigit():
-      raise UserError(f"{where} variant {variant!r}: the patch is not a number; write 'B/16'")
-    names = ("width", "depth", "mlp_dim", "num_heads")
-    kwargs = {**dict(zip(names, SIZES[size])), **kwargs}
-    patch_size = patch_size or (int(patch) if patch else None)
-  if patch_size is not None:
-    kwargs["patch_size"] = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
-  model = call(NaFlex, kwargs, where)
+  model = call(NaFlex, models.of_image(variant, kwargs, SIZES, where), where)
   check(model, where, pool=POOLS)
   return model

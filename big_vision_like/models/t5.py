@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
-from big_vision_like import axes
+from big_vision_like import axes, models
 from big_vision_like.config import call, unknown
 from big_vision_like.layers import fused
 from big_vision_like.layers.attention import attention, xavier
 from big_vision_like.layers.mlp import GELU
 from big_vision_like.layers.rel_pos_bias import buckets
 from big_vision_like.layers.sequence import cut_tokens, pad_tokens
-from big_vision_like.layers.stack import Stack
-from big_vision_like.layers.transformer import DTYPES, REMAT
+from big_vision_like.layers.stack import REMAT, Stack
+from big_vision_like.layers.transformer import DTYPES
 from big_vision_like.models.bert import masked_mean
 
 SIZES = {  # width, depth, mlp_dim, num_heads, head_dim of the first release
@@ -179,12 +179,8 @@ def make(variant: str | None = None, **kwargs: Any) -> T5Encoder:
     UserError: an unknown size, attribute, pooling, activation, remat policy or dtype.
   """
   where = "config.model: T5"
-  if variant is not None:
-    if variant not in SIZES:
-      raise unknown(f"{where} variant", variant, list(SIZES))
-    names = ("width", "depth", "mlp_dim", "num_heads", "head_dim")
-    kwargs = {**dict(zip(names, SIZES[variant])), **kwargs}
-  model = call(T5Encoder, kwargs, where)
+  names = ("width", "depth", "mlp_dim", "num_heads", "head_dim")
+  model = call(T5Encoder, models.of_size(variant, kwargs, SIZES, where, names), where)
   choices = dict(pool=POOLS, activation=tuple(ACTIVATIONS), remat=tuple(REMAT), dtype=DTYPES)
   for key, known in choices.items():
     if getattr(model, key) not in known:

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vision_like import axes
-from big_vision_like.config import UserError, call, unknown
+from big_vision_like import axes, models
+from big_vision_like.config import UserError, call
 from big_vision_like.layers import fused
 from big_vision_like.layers.transformer import Encoder, MapPool, check
 from big_vision_like.models.vit import SIZES
@@ -118,12 +118,7 @@ def make(variant: str | None = None, **kwargs: Any) -> TextTransformer:
       the heads do not divide.
   """
   where = "config.model: text transformer"
-  if variant is not None:
-    if variant not in SIZES:
-      raise unknown(f"{where} variant", variant, list(SIZES))
-    names = ("width", "depth", "mlp_dim", "num_heads")
-    kwargs = {**dict(zip(names, SIZES[variant])), **kwargs}
-  model = call(TextTransformer, kwargs, where)
+  model = call(TextTransformer, models.of_size(variant, kwargs, SIZES, where), where)
   check(model, where, pool=POOLS)
   if (model.pool == "eos") != (model.eos_id is not None):
     raise UserError(

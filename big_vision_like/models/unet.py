@@ -11,7 +11,8 @@ from einops import rearrange
 from big_vision_like import axes
 from big_vision_like.config import UserError, call, unknown
 from big_vision_like.layers.attention import attention, xavier
-from big_vision_like.layers.transformer import DTYPES, REMAT
+from big_vision_like.layers.stack import REMAT
+from big_vision_like.layers.transformer import DTYPES
 
 EPS = 1e-6  # of every GroupNorm
 
@@ -146,7 +147,7 @@ class UNet(nn.Module):
     num_classes: None, or a label steers the network; label `num_classes` is the null class of
       classifier-free guidance (arXiv:2207.12598).
     image_size, out_channels: what it makes, for samplers; it also runs on other sizes.
-    remat: what the backward pass keeps of each block (`layers.transformer.REMAT`).
+    remat: what the backward pass keeps of each block (`layers.stack.REMAT`).
     dtype: of the computation; parameters are always float32.
   """
 

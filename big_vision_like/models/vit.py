@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vision_like import axes
-from big_vision_like.config import UserError, call, unknown
+from big_vision_like import axes, models
+from big_vision_like.config import UserError, call
 from big_vision_like.layers import fused
 from big_vision_like.layers import pos_embed as pos
 from big_vision_like.layers.patch_embed import PatchEmbed, grid_of
@@ -219,9 +219,7 @@ class ViT(nn.Module):
     return x, out
 
 
-def make(
-  variant: str | None = None, *, patch_size: int | tuple[int, int] | None = None, **kwargs: Any
-) -> ViT:
+def make(variant: str | None = None, **kwargs: Any) -> ViT:
   """A ViT from a name such as "B/16", "So400m/14" or "B", other attributes by keyword.
 
   `patch_size` and `image_size` may be one number for both directions; a `patch_size` and any other
@@ -232,21 +230,7 @@ def make(
       that is not a number; a width that the heads, or an image that the patch, does not divide.
   """
   where = "config.model: ViT"
-  if variant is not None:
-    size, _, patch = variant.partition("/")
-    if size not in SIZES:
-      raise unknown(f"{where} variant", size, list(SIZES))
-    if patch and not patch.isdigit():
-      raise UserError(f"{where} variant {variant!r}: the patch is not a number; write 'B/16'")
-    names = ("width", "depth", "mlp_dim", "num_heads")
-    kwargs = {**dict(zip(names, SIZES[size])), **kwargs}
-    patch_size = patch_size or (int(patch) if patch else None)
-  if patch_size is not None:
-    kwargs["patch_size"] = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
-  if "image_size" in kwargs:
-    size = kwargs["image_size"]
-    kwargs["image_size"] = (size,) * 2 if isinstance(size, int) else tuple(size)
-  model = call(ViT, kwargs, where)
+  model = call(ViT, models.of_image(variant, kwargs, SIZES, where), where)
   check(model, where, pool=POOLS, pos_embed=POSITIONS, pos_resample=pos.RESAMPLE)
   for key in ("cls_pos", "dist_token"):
     if getattr(model, key) and not (model.pool.startswith("cls") or model.cls_token):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from big_vision_like import axes, flops, sharding, tree
-from big_vision_like.layers.transformer import REMAT
+from big_vision_like.layers.stack import REMAT
 from big_vision_like.models import two_towers
 
 GIB = 2**30

@@ -9,7 +9,7 @@ import jax
 from big_vision_like import axes, sharding, tree
 from big_vision_like import train as trainer
 from big_vision_like.config import UserError
-from big_vision_like.layers.transformer import REMAT
+from big_vision_like.layers.stack import REMAT
 from tools.plan import aot, estimate, hlo, roofline
 from tools.plan.chips import GIB, Topology
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from big_vision_like import axes, sharding, tree
 from big_vision_like import train as trainer
 from big_vision_like.config import UserError, replaced
-from big_vision_like.layers.transformer import REMAT
+from big_vision_like.layers.stack import REMAT
 from tools.plan import aot, estimate, report, roofline
 from tools.plan.chips import Topology
 
