@@ -294,11 +294,12 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
       shardings=built.shardings,
       accumulate=config.grad_accum,
     )
+    flops_per_step = model_flops(built)
     progress = metrics.Progress(
       total,
       start_step=start,
       batch_size=config.input.batch_size,
-      flops_per_step=model_flops(built),
+      flops_per_step=flops_per_step,
       peak_flops=peak and peak * jax.device_count(),
       ledger=ledger,
       enabled=lead,
@@ -370,18 +371,18 @@ def train(config: Any, workdir: str | pathlib.Path, *, force_config: bool = Fals
       write_pictures(evaluators, state, workdir, writer, total)
     ledger.finish()
     if lead:
-      (workdir / "summary.json").write_text(json.dumps(summary(built), indent=1))
+      (workdir / "summary.json").write_text(json.dumps(summary(built, flops_per_step), indent=1))
       print(goodput.told(ledger.seconds()), flush=True)
   return state
 
 
-def summary(built: Built) -> dict[str, Any]:
+def summary(built: Built, flops_per_step: int) -> dict[str, Any]:
   """What a finished run was, for scaling laws: its size, its length, its compute."""
   config, steps = built.config, built.total_steps
   return {
     "params": tree.num_params(built.abstract.params),
     "examples": steps * config.input.batch_size,
-    "flops": model_flops(built) * steps,
+    "flops": flops_per_step * steps,
     "steps": steps,
     "batch_size": config.input.batch_size,
     "method": config.method,

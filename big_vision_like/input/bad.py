@@ -3,7 +3,7 @@
 import collections
 import logging
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from big_vision_like.config import UserError
 
@@ -53,6 +53,12 @@ def describe(error: Exception, source: str, index: int) -> Bad:
   notes = "; ".join(getattr(error, "__notes__", []))
   message = f"{type(error).__name__}: {error}" + (f", {notes}" if notes else "")
   return Bad(source, index, kind_of(error), message)
+
+
+def check_fraction(value: Any, what: str) -> None:
+  """Raises `UserError` where it is no number from 0 to 1; `what` begins the message."""
+  if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    raise UserError(f"{what} = {value!r}; expected 0 to 1")
 
 
 class Counter:

@@ -147,8 +147,7 @@ def _settings(own: Config, shared: Config) -> Settings:
   least = dict(num_threads=0, num_workers=0, prefetch=1)
   for key, low in least.items():
     whole_number(values[key], f"{own.path}.{key}", low)
-  if not isinstance(fraction := values["max_bad_fraction"], (int, float)) or not 0 <= fraction <= 1:
-    raise UserError(f"{own.path}.max_bad_fraction = {fraction!r}; expected 0 to 1")
+  bad.check_fraction(values["max_bad_fraction"], f"{own.path}.max_bad_fraction")
   return Settings(**values)
 
 
@@ -217,6 +216,17 @@ class BatchRows:
     """(batch, first row of the local ones) of a chunk."""
     batch, part = divmod(chunk, self.chunks)
     return batch, self.local // self.window * part // self.chunks * self.window
+
+
+class Ranges(NamedTuple):
+  """Number -> (first, count), in the place of `BatchRows`: what tools read that make no batches."""
+
+  ranges: list[tuple[int, int]]
+  chunks: int = 1  # a batch
+
+  def __call__(self, chunk: int) -> tuple[int, int]:
+    """One of the ranges."""
+    return self.ranges[chunk]
 
 
 class _ReadChunk(NamedTuple):

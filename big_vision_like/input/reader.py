@@ -6,7 +6,7 @@ A chunk is a function of its row numbers alone, so it does not matter who makes 
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,6 +189,41 @@ def read_together(source: Source, indices: list[int]) -> list[Example | None]:
     return list(together(indices))
   except Exception:  # read one by one, the example that caused it is found
     return [None] * len(indices)
+
+
+def each_good(
+  source: Source,
+  op: ops.Ops,
+  indices: Iterable[int],
+  *,
+  key: int,
+  spec: str,
+  found: list[Bad],
+  trace: "Trace | None" = None,
+) -> Iterator[tuple[int, Example, Example]]:
+  """(index, example as the source has it, and after the ops) of those that can be read.
+
+  Nothing takes the place of the others, which are appended to `found`: for tools that go through a
+  source once, in order. The random numbers of an example are of (`key`, index).
+  """
+  indices = list(indices)
+  for index, raw in zip(indices, read_together(source, indices)):
+    try:
+      if trace:
+        trace.example(0, index)
+      raw = source[index] if raw is None else raw
+      example = op(dict(raw), LazyGenerator(key, index))
+    except UserError:
+      raise
+    except Exception as e:
+      found.append(describe(e, spec, index))
+      continue
+    yield index, raw, example
+
+
+def sampled(count: int, most: int = 64) -> list[int]:
+  """At most so many of the indices below `count`, evenly spread, first and last among them."""
+  return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
 
 
 class Trace:

@@ -13,6 +13,7 @@ import pathlib
 import re
 
 from big_vision_like.config import UserError, parse_spec, run_main, whole_number
+from big_vision_like.input.bad import check_fraction
 from tools.convert_data import convert, manifest
 
 FORMATS = ("arrayrecord", "webdataset", "tfds")
@@ -66,8 +67,7 @@ def _convert(args: argparse.Namespace) -> int:
     whole_number(args.shards, "--shards")
   if not args.shard_mb > 0:
     raise UserError(f"--shard-mb = {args.shard_mb}; expected a number above 0")
-  if not 0 <= args.max_bad_fraction <= 1:
-    raise UserError(f"--max-bad-fraction = {args.max_bad_fraction}; expected 0 to 1")
+  check_fraction(args.max_bad_fraction, convert.BAD)
   name = args.name or "_".join(call.name for call in parse_spec(args.source, "--from"))
   for flag, value in (("--name", name), ("--split", args.split)):
     if not re.fullmatch(r"[a-z][a-z0-9_]*", value):  # what TFDS takes

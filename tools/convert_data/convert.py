@@ -10,8 +10,7 @@ import numpy as np
 from big_vision_like.config import UserError
 from big_vision_like.input import ops, pipeline
 from big_vision_like.input.bad import Bad, Counter, describe
-from big_vision_like.input.randomness import LazyGenerator
-from big_vision_like.input.reader import Example, Part, Trace, read_together
+from big_vision_like.input.reader import Example, Part, Trace, each_good, sampled
 from big_vision_like.input.sources import open_source
 from tools.convert_data import formats, tfds
 from tools.convert_data.manifest import Manifest, Plan
@@ -19,8 +18,6 @@ from tools.convert_data.progress import Progress
 
 CHUNK = 16
 """Examples that a thread or process takes at once."""
-SAMPLED = 64
-"""Examples from which the number of shards, and TFDS' features, are told."""
 KEY = 0  # of the ops' random numbers
 BAD = "--max-bad-fraction"
 
@@ -68,18 +65,8 @@ class Encoder:
 
   def examples(self, indices: Iterable[int], found: list[Bad]) -> Iterator[tuple[int, Example]]:
     """Those that can be read, after the ops; appends the others to `found`."""
-    indices = list(indices)
-    for index, raw in zip(indices, read_together(self.source, indices)):
-      try:
-        if self.trace:
-          self.trace.example(0, index)
-        raw = self.source[index] if raw is None else raw
-        example = self.ops[0](dict(raw), LazyGenerator(KEY, index))
-      except UserError:
-        raise
-      except Exception as e:
-        found.append(describe(e, self.parts[0].source, index))
-        continue
+    how = dict(key=KEY, spec=self.parts[0].source, found=found, trace=self.trace)
+    for index, _, example in each_good(self.source, self.ops[0], indices, **how):
       yield index, example
 
 
@@ -106,7 +93,7 @@ def make_plan(
   if not (n := len(encoder.source)):
     raise UserError(f"--from {spec!r} has no examples")
   found: list[Bad] = []
-  at = np.unique(np.linspace(0, n - 1, min(n, SAMPLED)).astype(int)).tolist()
+  at = sampled(n)
   sample = list(encoder.examples(at, found))
   if not sample:
     raise UserError(f"--from {spec!r}: none of {len(at)} examples can be read; {found[-1]}")
@@ -145,7 +132,7 @@ def convert(plan: Plan, out: pathlib.Path, *, workers: int = 0, max_bad: float =
     counter.seen += row["stop"] - row["first"]
     counter.kinds.update(row["bad"])
   encoder = Encoder(plan.source, plan.pp, plan.to, plan.features)
-  chunks = _Chunks([chunk for k in todo for chunk in _chunks(plan.range(k))])
+  chunks = pipeline.Ranges([chunk for k in todo for chunk in _chunks(plan.range(k))])
   settings = pipeline.Settings(num_workers=workers, prefetch=4 * max(workers, 2))
   stream = pipeline.read_ahead(encoder, chunks, settings, 0, len(chunks.ranges)) if todo else None
   try:
@@ -201,13 +188,3 @@ def _write_shard(
 def _chunks(whole: range) -> list[tuple[int, int]]:
   """(first, count) of at most CHUNK examples each."""
   return [(i, min(CHUNK, whole.stop - i)) for i in range(whole.start, whole.stop, CHUNK)]
-
-
-class _Chunks(NamedTuple):
-  """Number -> (first, count), as `pipeline.BatchRows`."""
-
-  ranges: list[tuple[int, int]]
-  chunks: int = 1  # a batch
-
-  def __call__(self, chunk: int) -> tuple[int, int]:
-    return self.ranges[chunk]

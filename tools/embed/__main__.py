@@ -18,7 +18,8 @@ import jax
 
 from big_vision_like import cluster, step, train
 from big_vision_like.compose import saved_config
-from big_vision_like.config import UserError, run_main, unknown, whole_number, wrap
+from big_vision_like.config import run_main, unknown, whole_number, wrap
+from big_vision_like.input.bad import check_fraction
 from tools.embed import parts, reading, run
 
 
@@ -39,8 +40,7 @@ def main(argv: list[str] | None = None) -> int:
   args = parser.parse_args(argv)
   for name in ("batch_size", "part_size", "threads"):
     whole_number(getattr(args, name), f"--{name.replace('_', '-')}")
-  if not 0 <= args.max_bad_fraction <= 1:
-    raise UserError(f"--max-bad-fraction = {args.max_bad_fraction}; expected 0 to 1")
+  check_fraction(args.max_bad_fraction, run.BAD)
 
   # What can be wrong without a model, first.
   parts.check_out(args.out)

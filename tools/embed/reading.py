@@ -12,15 +12,13 @@ from big_vision_like.input import ops, paths
 from big_vision_like.input.bad import Bad, BadExample, describe
 from big_vision_like.input.ops import keys, text, text_masks
 from big_vision_like.input.pipeline import EVAL_KEY
-from big_vision_like.input.randomness import LazyGenerator
-from big_vision_like.input.reader import read_together
+from big_vision_like.input.reader import each_good, sampled
 from big_vision_like.input.sources import functions, open_source
 from big_vision_like.input.sources.folders import IMAGES
 
 COLUMNS = ("path", "key", "label", "text", "image_id")
 """Of an example as its source has it; those that are there are written beside the embedding."""
 KINDS = {"i": "int", "u": "int", "b": "int", "f": "float", "U": "str", "S": "str"}
-SAMPLED = 64
 Example = dict[str, Any]
 
 
@@ -33,16 +31,12 @@ class Folder:
 
   def __init__(self, root: str):
     self.root = root
-    self.paths: list[str] = []
-    for at, folders, names in os.walk(root):
-      folders[:] = [f for f in folders if f[0] != "."]
-      names = [n for n in names if n[0] != "." and n.lower().endswith(IMAGES)]
-      self.paths += [os.path.relpath(os.path.join(at, n), root) for n in names]
-    self.paths.sort()
+    hidden = lambda name: any(part[0] == "." for part in name.split("/"))
+    self.paths = [n for n in paths.listed(root, "--input", IMAGES) if not hidden(n)]
     if not self.paths:
       raise UserError(f"--input {root}: no images there; known: {', '.join(IMAGES)}")
-    in_folders = all(os.sep in p for p in self.paths)
-    self.classes = sorted({p.split(os.sep)[0] for p in self.paths}) if in_folders else []
+    in_folders = all("/" in p for p in self.paths)
+    self.classes = sorted({p.split("/")[0] for p in self.paths}) if in_folders else []
     self._labels = {name: i for i, name in enumerate(self.classes)}
 
   def __len__(self) -> int:
@@ -56,7 +50,7 @@ class Folder:
       raise BadExample("empty file", file)
     out: Example = {"image": data, "path": name}
     if self.classes:
-      folder = name.split(os.sep)[0]
+      folder = name.split("/")[0]
       out |= {"label": self._labels[folder], "text": folder}
     return out
 
@@ -101,7 +95,7 @@ def evaluation_pp(config: Mapping[str, Any], key: str, name: str | None = None) 
       for call in parse_spec(evals[name]["pp"], f"config.evals.{name}.pp")
       if (call.name in on_text if key == "text" else call.name not in on_text | others)
     ]
-    return "|".join(_written(call) for call in kept)
+    return "|".join(map(str, kept))
 
   names = [name] if name else list(evals)
   if key == "image":
@@ -109,11 +103,6 @@ def evaluation_pp(config: Mapping[str, Any], key: str, name: str | None = None) 
   if not (found := next((pp for pp in map(calls, names) if pp), "")):
     raise UserError(f"no op on texts in config.evals.{', '.join(names)}; give --pp")
   return found
-
-
-def _written(call: Any) -> str:
-  args = [repr(x) for x in call.args] + [f"{k}={v!r}" for k, v in call.kwargs.items()]
-  return f"{call.name}({', '.join(args)})" if args else call.name
 
 
 def names_of(source: Any) -> list[str] | None:
@@ -157,18 +146,17 @@ class Loader:
     rows: list[Row] = []
     found: list[Bad] = []
     try:
-      indices = list(range(first, first + count))
-      for index, raw in zip(indices, read_together(self.source, indices)):
+      # The key of an evaluation: the same numbers as an evaluator's.
+      how = dict(key=EVAL_KEY, spec=self.spec, found=found)
+      for index, raw, example in each_good(
+        self.source, self.ops, range(first, first + count), **how
+      ):
         try:
-          raw = self.source[index] if raw is None else raw
           columns = {k: value(raw.get(k), kind) for k, kind in self.columns.items()}
-          # The key of an evaluation: the same numbers as an evaluator's.
-          example = self.ops(dict(raw), LazyGenerator(EVAL_KEY, index))
-          rows.append(Row(index, example, columns))
-        except UserError:
-          raise
-        except Exception as e:
+        except (TypeError, ValueError) as e:
           found.append(describe(e, self.spec, index))
+          continue
+        rows.append(Row(index, example, columns))
     except UserError as e:
       return Loaded([], tuple(found), str(e))
     return Loaded(rows, tuple(found))
@@ -180,13 +168,14 @@ class Loader:
       UserError: none can be read; the last reason.
     """
     n, loaded = len(self.source), Loaded([])
-    for index in np.unique(np.linspace(0, n - 1, min(n, SAMPLED)).astype(int)).tolist():
+    tried = sampled(n)
+    for index in tried:
       loaded = self(index, 1)
       if loaded.error:
         raise UserError(loaded.error)
       if loaded.rows:
         return loaded.rows[0], dict(self.source[index])
-    raise UserError(f"none of {min(n, SAMPLED)} examples can be read; {loaded.bad[-1]}")
+    raise UserError(f"none of {len(tried)} examples can be read; {loaded.bad[-1]}")
 
 
 def kinds_of(raw: Mapping[str, Any], wanted: list[str]) -> dict[str, str]:

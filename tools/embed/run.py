@@ -34,16 +34,6 @@ class Item(NamedTuple):
   covered: int  # examples of all processes in this batch
 
 
-class _Chunks(NamedTuple):
-  """Number -> (first, count), as `pipeline.BatchRows`."""
-
-  ranges: list[tuple[int, int]]
-  chunks: int = 1  # a batch
-
-  def __call__(self, chunk: int) -> tuple[int, int]:
-    return self.ranges[chunk]
-
-
 def inputs(row: Row, pp: str, key: str | None) -> Batch:
   """A batch of one with what the model gets: `key`, or all numbers that `pp` yields.
 
@@ -97,7 +87,7 @@ def batches(
   ]
   ahead = max(2 * threads, 2 * math.ceil(local / CHUNK))
   settings = pipeline.Settings(num_threads=threads, prefetch=ahead)
-  stream = pipeline.read_ahead(loader, _Chunks(chunks), settings, 0, len(chunks))
+  stream = pipeline.read_ahead(loader, pipeline.Ranges(chunks), settings, 0, len(chunks))
   with contextlib.closing(stream):
     for parts in rounds:
       ranges = [plan.range(k) for k in parts]

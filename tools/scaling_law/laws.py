@@ -55,11 +55,18 @@ def _log_sum(terms: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   return (top + np.log(total))[..., 0], shares / total
 
 
-def _chinchilla(v: np.ndarray, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+def _three_terms(
+  v: np.ndarray, log_n: np.ndarray, log_d: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+  """log(E + A / N^alpha + B / D^beta), its gradient by the five variables, and by log D."""
   log_e, log_a, log_b, alpha, beta = v
-  n, d = np.log(runs["params"]), np.log(runs["examples"])
-  total, share = _log_sum([log_e + 0 * n, log_a - alpha * n, log_b - beta * d])
-  gradient = [share[:, 0], share[:, 1], share[:, 2], -share[:, 1] * n, -share[:, 2] * d]
+  total, share = _log_sum([log_e + 0 * log_n, log_a - alpha * log_n, log_b - beta * log_d])
+  e, a, b = share[:, 0], share[:, 1], share[:, 2]
+  return total, [e, a, b, -a * log_n, -b * log_d], -b * beta
+
+
+def _chinchilla(v: np.ndarray, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+  total, gradient, _ = _three_terms(v, np.log(runs["params"]), np.log(runs["examples"]))
   return total, np.stack(gradient, -1)
 
 
@@ -75,16 +82,13 @@ CHINCHILLA = Law(
 
 
 def _repeated(v: np.ndarray, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
-  log_e, log_a, log_b, alpha, beta, log_r = v
-  n, unique = np.log(runs["params"]), runs["unique_examples"]
+  unique, r = runs["unique_examples"], np.exp(v[5])
   repeats = np.maximum(runs["examples"] / unique - 1, 0)
-  r = np.exp(log_r)
   decay = np.exp(-repeats / r)
   d = np.log(np.minimum(runs["examples"], unique) + unique * r * (1 - decay))
-  total, share = _log_sum([log_e + 0 * n, log_a - alpha * n, log_b - beta * d])
-  slope = unique * (r * (1 - decay) - repeats * decay) / np.exp(d)  # of d by log_r
-  gradient = [share[:, 0], share[:, 1], share[:, 2], -share[:, 1] * n, -share[:, 2] * d]
-  return total, np.stack([*gradient, -share[:, 2] * beta * slope], -1)
+  total, gradient, by_d = _three_terms(v[:5], np.log(runs["params"]), d)
+  slope = unique * (r * (1 - decay) - repeats * decay) / np.exp(d)  # of d by log_R
+  return total, np.stack([*gradient, by_d * slope], -1)
 
 
 REPEATED = Law(
@@ -99,13 +103,10 @@ REPEATED = Law(
 
 
 def _batch(v: np.ndarray, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
-  log_e, log_a, log_b, alpha, beta, log_c = v
-  n, size = np.log(runs["params"]), runs["batch_size"]
-  waste = size / np.exp(log_c)
+  waste = runs["batch_size"] / np.exp(v[5])
   d = np.log(runs["examples"]) - np.log1p(waste)
-  total, share = _log_sum([log_e + 0 * n, log_a - alpha * n, log_b - beta * d])
-  gradient = [share[:, 0], share[:, 1], share[:, 2], -share[:, 1] * n, -share[:, 2] * d]
-  return total, np.stack([*gradient, -share[:, 2] * beta * waste / (1 + waste)], -1)
+  total, gradient, by_d = _three_terms(v[:5], np.log(runs["params"]), d)
+  return total, np.stack([*gradient, by_d * waste / (1 + waste)], -1)
 
 
 BATCH = Law(

@@ -39,14 +39,14 @@ def main(argv: list[str] | None = None) -> int:
   missing = [run for run in runs if run.state() != plan.DONE]
   if args.dry_run:
     table.dry(runs, [cost.of(run) for run in runs], args.chip, args.mfu)
-  failed = _launch(args, missing)
+  failed = _launch(args, runs, missing)
   if not args.dry_run:
     table.show(runs, args.metric)
     table.failures(runs)
   return int(bool(failed))
 
 
-def _launch(args: argparse.Namespace, missing: list[plan.Run]) -> int:
+def _launch(args: argparse.Namespace, runs: list[plan.Run], missing: list[plan.Run]) -> int:
   """Writes the launcher's files and, unless it is a dry run, starts them; returns the failures."""
   if not missing:
     print("every run is done")
@@ -60,7 +60,7 @@ def _launch(args: argparse.Namespace, missing: list[plan.Run]) -> int:
     )
     print(*written, sep="\n")
   elif not args.dry_run:
-    with table.Live(plan.load(args.file, args.out), args.metric) as live:
+    with table.Live(runs, args.metric) as live:
       return local.launch(missing, args.jobs, args.devices, live.update)
   return 0
 

@@ -3,16 +3,11 @@
 from typing import NamedTuple
 
 from big_vision_like.config import UserError
+from tools.plan.chips import CHIPS
 from tools.sweep.plan import Run, resolved
 
-PEAKS = {  # dense bfloat16 FLOP/s of a chip, as the makers say
-  "v4": 275e12,
-  "v5e": 197e12,
-  "v5p": 459e12,
-  "v6e": 918e12,
-  "h100": 989e12,
-  "h200": 989e12,
-}
+PEAKS = {name: CHIPS[name].peak for name in ("v4", "v5e", "v5p", "v6e", "h100", "h200")}
+"""Dense bfloat16 FLOP/s of a chip."""
 
 
 class Cost(NamedTuple):

@@ -134,6 +134,19 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
   return picture
 
 
+def numbers(data: bytes) -> tuple[str, np.ndarray]:
+  """PIL's mode of a picture and its pixels as the file has them, no colour converted.
+
+  Raises:
+    BadExample: as `decode`.
+  """
+  with opened(data) as picture:
+    try:
+      return picture.mode, np.asarray(picture)
+    except Exception as e:  # PIL's plugins raise many types
+      raise _broken(data, e) from None
+
+
 def orientation(data: bytes) -> int:
   """EXIF's orientation, 1 to 8; 1 where there is none."""
   if b"Exif" not in data[:65536] and b"eXIf" not in data and b"EXIF" not in data:

@@ -1,12 +1,12 @@
 """Ops on images with a depth map and a segmentation: decoding, and the same geometry for all."""
 
 import inspect
-import io
 
 import numpy as np
 
 from big_vision_like.config import Call, UserError, parse_spec, unknown
 from big_vision_like.input.bad import BadExample
+from big_vision_like.input.formats import decoding
 from big_vision_like.input.randomness import generator
 
 _RANDOM = ("random_crop", "random_resized_crop", "random_place", "flip_lr", "flip_ud")
@@ -15,19 +15,10 @@ _GEOMETRY = (*_RANDOM, "resize", "resize_small", "resize_long", "central_crop", 
 
 def _values(data: bytes, what: str) -> np.ndarray:
   """Bytes of a picture of one channel -> [H, W, 1], the numbers of the file."""
-  from PIL import Image
-
-  if not data:
-    raise BadExample("empty file", what)
   try:
-    with Image.open(io.BytesIO(data)) as picture:
-      mode, values = picture.mode, np.asarray(picture)
-  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-    raise BadExample("image too large", f"{what}: {e}") from None
-  except Image.UnidentifiedImageError as e:
-    raise BadExample("not an image", f"{what}: {e}") from None
-  except (OSError, SyntaxError, ValueError) as e:
-    raise BadExample("truncated image", f"{what}: {e}") from None
+    mode, values = decoding.numbers(data)
+  except BadExample as e:
+    raise BadExample(e.kind, f"{what}: {e}") from None
   if values.ndim != 2:
     raise BadExample(f"not a {what}", f"{mode} {values.shape}; expected one channel")
   return _unscaled(values, data)[..., None]

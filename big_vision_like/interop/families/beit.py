@@ -9,6 +9,7 @@ from big_vision_like.interop.families import (
   Family,
   architecture,
   image_config,
+  labels,
   pair,
   patch_sizes,
   transformer,
@@ -106,7 +107,7 @@ def _config(model: Any, channels: int, model_type: str, cls: str) -> dict[str, A
   if head and model.pool == "none":
     hf |= dict(architectures=[f"{cls}ForMaskedImageModeling"], vocab_size=model.num_classes)
   elif head:
-    hf |= dict(id2label={str(i): f"LABEL_{i}" for i in range(model.num_classes)})
+    hf |= labels(model)
   return hf
 
 

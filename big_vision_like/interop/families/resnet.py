@@ -3,7 +3,7 @@
 from typing import Any
 
 from big_vision_like.config import UserError
-from big_vision_like.interop.families import HF, Family
+from big_vision_like.interop.families import HF, Family, labels
 from big_vision_like.interop.tables import Rule, conv, dense, norm
 
 
@@ -52,8 +52,7 @@ def _resnet_config(model: Any, channels: int) -> dict[str, Any]:
     hidden_act="relu",
     num_channels=channels,
   )
-  labels = {str(i): f"LABEL_{i}" for i in range(model.num_classes or 0)}
-  return hf | ({"id2label": labels} if head else {})
+  return hf | labels(model)
 
 
 FAMILIES = {

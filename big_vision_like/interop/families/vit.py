@@ -10,6 +10,7 @@ from big_vision_like.interop.families import (
   Family,
   image,
   image_config,
+  labels,
   pair,
   patch_sizes,
   transformer,
@@ -100,9 +101,7 @@ def _mae_model(hf: HF) -> dict[str, Any]:
 def _vit_config(model: Any, channels: int) -> dict[str, Any]:
   head = model.num_classes is not None
   hf = dict(model_type="vit", architectures=["ViTForImageClassification" if head else "ViTModel"])
-  if head:
-    hf["id2label"] = {str(i): f"LABEL_{i}" for i in range(model.num_classes)}
-  return hf | image_config(model, channels)
+  return hf | labels(model) | image_config(model, channels)
 
 
 def _mae_config(model: Any, channels: int) -> dict[str, Any]:
